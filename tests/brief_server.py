@@ -1,4 +1,4 @@
-"""A server for tests, ended at once: nobody asks it any more, and Triton sleeps for a second and a half."""
+"""A server for tests that is stopped at once: nothing uses it any more, and Triton sleeps for 1.5 s."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiercel_serving.supervise import TritonServer, start_server
 
 @contextmanager
 def brief_server(release_or_repository: str | Path | Release, **options: Any) -> Iterator[TritonServer]:
-    """:func:`start_server` with a stop without grace; the tests of the stop itself are in ``server/``."""
+    """Run :func:`start_server`, and stop without a grace period; ``server/`` tests the stop itself."""
     with start_server(release_or_repository, **options) as server:
         yield server
         server.stop(grace_s=0.0)

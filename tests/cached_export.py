@@ -1,4 +1,4 @@
-"""``make_onnx`` that exports equal modules once: it takes seconds and is tested by itself."""
+"""``make_onnx`` with a cache: an export takes seconds, and has its own tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiercel_serving.engines.onnx import Onnx
 
 
 class CachedExport:
-    """Modules are equal that are of one class and have the same weights, for the same inputs."""
+    """Caches by the module's class and weights, and by the inputs."""
 
     def __init__(self) -> None:
         self._models: dict[Any, dict[str, bytes]] = {}
@@ -28,7 +28,7 @@ class CachedExport:
         key = (type(module).__name__, tuple(state), repr(sorted(options.items())))
         if key not in self._models:
             make_onnx(module, folder, build_id="cached", **options)
-            # Large weights lie in a file beside the graph.
+            # Large weights are in a separate file.
             self._models[key] = {path.name: path.read_bytes() for path in folder.glob(f"{Onnx.file}*")}
         for name, data in self._models[key].items():
             (folder / name).write_bytes(data)
@@ -40,7 +40,7 @@ class CachedExport:
 
 @contextmanager
 def cached_export() -> Iterator[None]:
-    """Let the engine ``onnx`` be made so."""
+    """Make the engine ``onnx`` use the cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiercel_export.models.onnx.make_onnx", CachedExport())
         yield

@@ -1,4 +1,4 @@
-"""``fit_workflow`` that fits equal data once: NVTabular takes a second or two, and is tested by itself."""
+"""``fit_workflow`` with a cache: a fit by NVTabular takes a second or two, and has its own tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiercel_pipelines.features.workflow import fit_workflow
 
 
 class CachedFit:
-    """Fits are equal that are of one function of features and of tables with the same values."""
+    """Caches by the function of features and by the values of the tables."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -34,14 +34,14 @@ class CachedFit:
             self._fits[key] = self._place / f"{len(self._fits)}"
             shutil.copytree(directory, self._fits[key])
             return workflow
-        # As fit_workflow does: what was saved may move.
+        # As fit_workflow does, because a saved workflow can be moved.
         shutil.copytree(self._fits[key], directory, dirs_exist_ok=True)
         return nvtabular.Workflow.load(str(directory))
 
 
 @contextmanager
 def cached_fit() -> Iterator[None]:
-    """Let a training fit so."""
+    """Make trainings use the cache."""
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiercel_pipelines.recipe.check_fit.fit_workflow", CachedFit(Path(place)))
         yield

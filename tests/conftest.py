@@ -1,7 +1,7 @@
-"""Options, markers and what every test area shares.
+"""Options and markers, and fixtures shared by all tests.
 
-`make test` runs in two processes. A directory with a ``conftest.py`` of its own shares what is dear to make,
-a trained recipe, a release, a server, so its tests stay in one process; elsewhere each file goes by itself.
+`make test` runs in two processes. A folder with its own ``conftest.py`` shares expensive fixtures (a trained
+recipe, a release, a server), so its tests stay in one process; elsewhere each file is scheduled separately.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-#: Directories that go together, since they use the same release.
+#: Folders whose tests stay together, because they use the same release.
 TOGETHER = {"container": "cli", "weight": "cli"}
-#: What is begun first, the longest before the shorter ones, so that nothing long is left at the end; and last
-#: what times itself, while the other process has little to do.
+#: Scheduled first, longest first, so that nothing long is left at the end; and scheduled last: tests that
+#: measure time, while the other process has little to do.
 FIRST = ("e2e", "export", "cli", "serving", "bench", "test_feature_operators.py", "test_feature_graphs.py")
 FIRST += ("test_retrieval_families.py", "test_ranking_families.py", "test_categorify.py", "test_extending.py")
 FIRST += ("test_train_variants.py", "test_joins.py", "test_explain.py", "server", "test_models.py")
@@ -35,15 +35,15 @@ LAST = ("test_feature_speed.py", "test_large_vocabulary.py")
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # As many threads as processes would have two for each core, which wait for one another; before NumPy and
-    # torch are imported, and for the commands that tests start.
+    # Otherwise each process would use one thread per core, and they would slow each other down. Set before
+    # NumPy and torch are imported, and also for the commands that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # When numba first runs a loop with threads, as NVTabular's similarities do, it gives OpenMP its number,
-    # and so torch and FAISS.
+    # When numba first runs a threaded loop, as for NVTabular's similarities, it sets OpenMP's thread count,
+    # and so that of torch and FAISS, to its own.
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-# NVTabular's graphs are of a few tasks of a millisecond: Dask's threads would cost more than they run.
+# NVTabular's graphs have a few tasks of a millisecond, for which Dask's threads cost more than they save.
 os.environ.setdefault("DASK_SCHEDULER", "synchronous")
-# Nor does it pay that numba optimises NVTabular's similarities for a dozen rows; the floats are the same.
+# Nor is it worth optimising NVTabular's similarities for a dozen rows; the floats are equal.
 os.environ.setdefault("NUMBA_OPT", "0")
 
 
@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _missing(marker: str, config: pytest.Config) -> str | None:
-    """Why tests with this marker cannot run here, or None."""
+    """Return why tests with this marker cannot run here, or None."""
     if marker in ("slow", "bench"):
         return None if config.getoption(f"--{marker}") else f"run with --{marker}"
     if marker == "tensorrt":
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deal tests to the processes by group; xdist's own marker for that does nothing under pytest 9.2."""
+    """Assign tests to processes by group; xdist's own marker for that has no effect under pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
@@ -86,7 +86,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def group_of(file: Path) -> str:
-    """Which tests stay in one process with those of this file."""
+    """Return the name of the group of tests that stay in one process with this file."""
     folder = file.parent
     if folder == TESTS or not (folder / "conftest.py").is_file():
         return file.name
@@ -102,10 +102,10 @@ def _turn(group: str) -> int:
 
 
 class Room:
-    """Where tests run: many at once, or one that measures time alone, whichever process they are in.
+    """Lets many tests run at once, or one test that measures time alone, across processes.
 
-    The locks are on files that are there anyway. Whoever wants to be alone keeps the door shut while it
-    waits for those inside to leave, so that it is not passed by others again and again.
+    The locks are on files that exist anyway. A test that must run alone holds the door while it waits for
+    the running ones to finish, so that no others start before it.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Room:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Leave, wait until nobody is inside, and be alone; afterwards be among others again."""
+        """Leave, wait until no test runs, and run alone; then run among others again."""
         fcntl.flock(self._room, fcntl.LOCK_UN)
         fcntl.flock(self._door, fcntl.LOCK_EX)
         fcntl.flock(self._room, fcntl.LOCK_EX)
@@ -137,17 +137,17 @@ class Room:
 
 _room: Room | None = None
 
-#: A file system in memory, and how many bytes of it and of memory must be free.
+#: A file system in memory, and the bytes that must be free there and in memory.
 MEMORY, MEMORY_BYTES = Path("/dev/shm"), 6 << 30
 
 
 def _keep_files_in_memory(config: pytest.Config) -> None:
-    """Make the folder for temporary files in memory where there is room, and remove it with the run.
+    """Create the folder for temporary files in memory if there is room, and remove it after the run.
 
-    The tests write some twenty thousand small files, which on a disk take longer than what is tested, and
+    The tests write some twenty thousand small files. Writing them to a disk takes longer than the tests, and
     pytest would remove those of an earlier run at the end of this one. ``--basetemp`` keeps them, on a disk.
     """
-    for folder in MEMORY.glob("tiercel-tests-*"):  # of a run that was killed
+    for folder in MEMORY.glob("tiercel-tests-*"):  # left by a killed run
         if not Path("/proc", folder.name.rpartition("-")[2]).exists():
             shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -168,10 +168,10 @@ def pytest_configure(config: pytest.Config) -> None:
     global _room
     if config.option.basetemp is None and not hasattr(config, "workerinput"):
         _keep_files_in_memory(config)
-    # Until all is collected: importing makes millions of objects that stay, through which it would look again
-    # and again.
+    # Until all tests are collected: importing creates millions of lasting objects, which the collector would
+    # scan again and again.
     gc.disable()
-    # Not before its plugin: it would warn.
+    # Imported after pytest has loaded the plugin, which would warn otherwise.
     import drawing
 
     drawing.draw(slow=config.getoption("--slow"))
@@ -180,10 +180,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Hide from the collector what importing made, and stays: it looks through all of it again and again."""
+    """Freeze the lasting objects of imports, which the garbage collector would scan again and again."""
     gc.collect()
     gc.freeze()
-    # What tests import later stays too, and is as large: a look through all of it takes a fifth of a second.
+    # Later imports create as many lasting objects, and each scan of them takes a fifth of a second.
     gc.set_threshold(20_000, 10, 100)
     gc.enable()
 
@@ -206,7 +206,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _onnx_operators_once() -> Iterator[None]:
-    """torch reads its thousand ONNX operators anew for each model, which takes a second; here once."""
+    """Let torch read its thousand ONNX operators once, not again for each model, which takes a second."""
     if "torch" not in sys.modules:
         yield
         return
@@ -215,7 +215,7 @@ def _onnx_operators_once() -> Iterator[None]:
     export = torch.onnx.export
 
     def first(*arguments: Any, **options: Any) -> Any:
-        # What this imports takes seconds too, and most files export nothing.
+        # This import takes seconds too, and most files export nothing.
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
         patch.setattr(torch.onnx, "export", export)
@@ -231,7 +231,7 @@ def _onnx_operators_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def text_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release with string ids outside ASCII, every kind of column, and random weights. Read only."""
+    """Build a release with non-ASCII string ids, every kind of column, and random weights. Read-only."""
     pytest.importorskip("nvtabular", reason="a release is exported with NVTabular, which is not installed")
     file = TESTS / "export" / "small_release.py"
     spec = importlib.util.spec_from_file_location(file.stem, file)

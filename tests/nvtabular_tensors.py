@@ -1,4 +1,4 @@
-"""The models' tensors by NVTabular itself, not by the compiled programs: an oracle for tests."""
+"""The models' tensors computed by NVTabular itself, not by compiled programs: an oracle for tests."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def packed_frame(
     frame
         ``[n]`` rows with that part's raw columns.
     lengths
-        Length of each list column; None, or a column that is not named, takes the longest list.
+        Length of each list column; with None, or for a column without one, the longest list decides.
 
     Returns
     -------
     dict
         ``<part>_cat`` int64 ``[n, C]``, ``<part>_num`` float32 ``[n, F]`` and, for each list,
-        ``<part>_list_<column>`` ``[n, L]`` padded with 0. Those without columns are left out.
+        ``<part>_list_<column>`` ``[n, L]`` padded with 0. Tensors without columns are left out.
     """
     columns = packed_columns(workflow, part)
     with warnings.catch_warnings():

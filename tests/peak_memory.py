@@ -1,4 +1,4 @@
-"""The most memory that a command held, seen from outside; Linux says it in ``/proc``."""
+"""The peak memory of a command, measured from outside by Linux's ``/proc``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def peak_bytes(command: Sequence[str | Path], field: str, timeout_s: float = 900.0) -> tuple[int, str]:
-    """Run a command to its end; return the most bytes that a field of its status said, and what it printed.
+    """Run a command to its end; return the maximum of a field of its status, in bytes, and its output.
 
-    ``VmHWM`` is the peak of all it held; ``RssAnon`` is without the pages of files that it has mapped.
+    ``VmHWM`` is the peak of all memory; ``RssAnon`` excludes the pages of memory-mapped files.
     """
     most, end = 0, time.monotonic() + timeout_s
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

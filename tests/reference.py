@@ -1,8 +1,8 @@
-"""The offline reference: what the served graph must answer, from the parts as they were trained.
+"""The offline reference: what the served graph must answer, computed from the parts as trained.
 
-NVTabular transforms, torch scores, NumPy searches exactly, one user at a time and in plain Python. No
-compiled part is used: no feature program, no ONNX, no FAISS, no stage. DESIGN.md section 2 is the text
-this follows.
+NVTabular transforms, torch scores, and NumPy searches exactly, one user at a time in plain Python. It uses
+no compiled part: no feature program, no ONNX, no FAISS, no stage. It follows DESIGN.md,
+section 2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tiercel_pipelines.features.graph_columns import packed_columns
 from tiercel_serving.release.manifest import Packed
 from tiercel_serving.settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES, ServingSettings
 
-#: Two scores this close may swap places: float32 sums taken in another order differ by as much.
+#: Scores this close may swap: float32 sums in another order differ by as much.
 TIE = 1e-5
 
 COMPARE = {
@@ -49,7 +49,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Expected:
-    """What must come: the ranking of all kept candidates, best first, of which the answer is the head."""
+    """The expected ranking of all kept candidates, best first; the answer is its head."""
 
     status: int
     item_ids: list[Any]
@@ -69,20 +69,20 @@ def call(module: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> np.ndarr
 
 
 class OfflineReference:
-    """Everything that was trained, and the tables it was trained on.
+    """The answers computed from everything that was trained, and the training tables.
 
     Parameters
     ----------
     workflow
         The fitted NVTabular workflow.
     towers
-        Source → the torch modules that make its queries and its item vectors.
+        Source → the torch modules for its queries and its item vectors.
     ranker
-        The torch module, or None for retrieval's own order.
+        The torch module, or None to keep the order of retrieval.
     users, items, interactions
-        Raw tables; interactions are all that serving may know (not the test part).
+        Raw tables; the interactions are those that serving may know, without the test part.
     packed
-        The manifest's column map, for the lengths of lists alone.
+        The manifest's column map, used only for the lengths of lists.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class OfflineReference:
 
         table = packed_frame(workflow, "item", items, self.lengths)
         self.vectors = {name: call(item_tower, table) for name, (_, item_tower) in towers.items()}
-        # The pad row is one more row of zeros.
+        # The pad row is a row of zeros at the end.
         self.table = {name: np.concatenate([rows, np.zeros_like(rows[:1])]) for name, rows in table.items()}
         cats = [c.name for c in packed_columns(workflow, "item") if c.kind == "cat" and not c.is_list]
         self.history_columns = [cats.index(name) for name in settings.history_columns]
@@ -208,7 +208,7 @@ class OfflineReference:
         return rows[-self.settings.history_length :]
 
     def _user_tensors(self, questions: Sequence[Question]) -> dict[str, np.ndarray]:
-        """Transform by NVTabular; a known user goes along, for it raises on a column of nulls alone."""
+        """Transform by NVTabular, with a known user appended, because it raises on an all-null column."""
         names = {name for column in packed_columns(self.workflow, "user") for name in column.inputs}
         rows = [self._raw(question, names) for question in questions]
         frame = pd.DataFrame([*rows, {name: self.anchor[name] for name in names}])
@@ -235,7 +235,7 @@ class OfflineReference:
         return row
 
     def _as_trained(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Give each column the form it had in training: numbers as float, no list as an empty one."""
+        """Return the columns in the form of training: numbers as float, a missing list as an empty one."""
         for name in frame:
             if frame[name].dtype != object:
                 continue
@@ -256,7 +256,7 @@ class OfflineReference:
     ) -> tuple[list[tuple[int, float, int]], list[int], bool]:
         """Return a user's kept (row, score, source), the retrieved rows, and whether a cut is ambiguous.
 
-        ``scores`` are those of all items by each vector source; the first source's sort the candidates.
+        ``scores`` has each vector source's scores of all items; the first source's sort the candidates.
         """
         settings = self.settings
         masked = {self.row_of[item] for item in question.exclude if item in self.row_of}
@@ -299,7 +299,7 @@ class OfflineReference:
         quotas = [source.quota for source in settings.sources]
         rest = settings.candidates - sum(quota or 0 for quota in quotas)
         shares = [(number, rest if quota is None else quota) for number, quota in enumerate(quotas)]
-        # What is left empty the others fill in their order, and the fallback last.
+        # The other sources fill empty places in their order, and the fallback fills last.
         fallback = self._fallback - 1
         fill = [number for number, share in shares if share and number != fallback]
         for number, share in [*shares, *((number, settings.candidates) for number in (*fill, fallback))]:
@@ -321,9 +321,9 @@ def _is_null(value: Any) -> bool:
 
 
 def assert_same(expected: Expected, item_ids: Sequence[Any], scores: Sequence[float], status: int) -> bool:
-    """Assert that an answer is the reference's; return whether the ids are the same one for one.
+    """Assert that an answer matches the reference; return whether the ids are identical.
 
-    Scores within TIE (relative to their size) may swap, at the cut-offs too.
+    Scores within TIE (relative to their size) may swap, also at the cut-offs.
     """
     assert status == expected.status
     assert len(item_ids) == len(set(item_ids)) == min(expected.k, len(expected.item_ids))

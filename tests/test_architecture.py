@@ -1,6 +1,6 @@
-"""The laws of the house: which way imports run, what each package may need, how large its parts may grow.
+"""The laws of the architecture: the direction of imports, what packages may need, the size of their parts.
 
-What an environment with no more than an extra's packages can do is tried in ``tests/weight``.
+``tests/weight`` tests environments that have only an extra's packages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PACKAGES = {
     "export": "tiercel_export",
     "pipelines": "tiercel_pipelines",
 }
-#: Folder → what else of ours it may import. Nothing imports benchmarks or tests.
+#: Folder → our other packages that it may import. Nothing imports benchmarks or tests.
 MAY_IMPORT = {
     "client": set(),
     "serving": {"tiercel_client"},
@@ -34,9 +34,9 @@ MAY_IMPORT = {
     "benchmarks": {*PACKAGES.values()},
 }
 OURS = {*PACKAGES.values(), "benchmarks", "tests"}
-#: Folder → the extra that installs what its package imports, anywhere; the client has no extra.
+#: Folder → the extra that installs all imports of its package; the client has no extra.
 EXTRAS = {"client": None, "serving": "commands", "export": "export", "pipelines": "pipelines"}
-#: Module → the distribution that brings it, where that has another name or brings it along.
+#: Module → the distribution that provides it, directly or as a dependency, if the name differs.
 DISTRIBUTIONS = {
     "faiss": "faiss-cpu",
     "google": "protobuf",
@@ -45,11 +45,11 @@ DISTRIBUTIONS = {
     "merlin": "nvtabular",
     "pandas": "nvtabular",
 }
-#: What single kinds import when they are used: it comes with an extra of their own, or not from pip at all.
+#: Imports of single kinds on use, which come with their own extra, or not from pip at all.
 OPTIONAL = {"serving": {"cuda", "redis", "tensorrt", "torch"}, "export": {"modelopt"}}
-#: What Triton itself puts before a Python model.
+#: Modules that Triton itself provides to a Python model.
 TRITONS = {"triton_python_backend_utils"}
-#: What must not be imported just because a stage, a command of a serving host or a client was.
+#: Modules that importing a stage, a command of a serving host or the client must not load.
 HEAVY = {"torch", "pandas", "nvtabular", "merlin", "dask", "pyarrow", "numba", "onnx"}
 
 LONG_MODULE, LONG_FUNCTION, LOOSE_AT_MOST = 400, 60, 12
@@ -70,7 +70,7 @@ class Module:
 
     @cached_property
     def imports(self) -> tuple[tuple[str, str], ...]:
-        """What is imported anywhere in it: the module named, and that with the imported name behind it."""
+        """Modules imported anywhere in the file, each without and with the imported name appended."""
         return tuple(self._imports())
 
     def _imports(self) -> Iterator[tuple[str, str]]:
@@ -101,7 +101,7 @@ def every_module() -> list[Module]:
 
 
 def imported_by(folder: str) -> dict[str, set[str]]:
-    """Top-level name → the files that import it."""
+    """Return top-level name → the files that import it."""
     found: dict[str, set[str]] = {}
     for module in modules_of(folder):
         for stem, _ in module.imports:
@@ -120,7 +120,7 @@ def test_imports_run_one_way(folder: str) -> None:
 
 
 def declared(extra: str | None) -> set[str]:
-    """The distributions that an install with an extra asks for."""
+    """Return the distributions that an install with an extra requires."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     lists = dict(re.findall(r"^([\w-]+) = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL))
     found = set()
@@ -152,7 +152,7 @@ def test_a_package_imports_only_what_its_extra_installs(folder: str) -> None:
 
 
 def loaded_by(*names: str) -> set[str]:
-    """The top-level modules that are there after some were imported in a fresh process."""
+    """Return the top-level modules loaded after an import of these in a fresh process."""
     code = f"import sys, {', '.join(names)}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -163,9 +163,9 @@ def test_importing_the_client_loads_nothing_else_of_ours() -> None:
 
 
 def test_importing_all_of_serving_loads_nothing_heavy() -> None:
-    """The stub and every command of a serving host: whatever they import, they import nothing heavy."""
+    """No module of a serving host, the model stub and every command included, imports anything heavy."""
     modules = [module for module in modules_of("serving") if not uses_tritons_own(module)]
-    # What computes on torch's tensors is named in rows of tables, and imported where a release says so.
+    # Modules that compute on torch tensors are named in tables, and imported only if a release says so.
     names = [module.name for module in modules if not module.name.endswith("_torch")]
     assert "tiercel_serving.commands.serve" in names
     assert not loaded_by(*names) & (HEAVY | OURS - {"tiercel_client", "tiercel_serving"})
@@ -184,7 +184,7 @@ def test_nothing_is_pickled_on_the_serving_path() -> None:
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """Strongly connected components of more than one module (Tarjan, 1972), without recursion."""
+    """Return strongly connected components of more than one module (Tarjan, 1972), without recursion."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     path: list[str] = []
@@ -238,7 +238,7 @@ def test_no_module_is_long() -> None:
 
 
 def own_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its signature and its docstring."""
+    """Return a function's number of lines, without its signature and docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return (function.end_lineno or 0) - body[0].lineno + 1 if body else 0
 

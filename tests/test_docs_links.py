@@ -1,4 +1,4 @@
-"""Every link between the documents leads somewhere, and every file that they name exists."""
+"""Every link between the documents has a target, and every file named in them exists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = sorted(
     )
     for page in ROOT.glob(pattern)
 )
-#: Folders that files are named from; ``docs/extending.md`` names those that its reader writes.
+#: Folders that file names are relative to; ``docs/extending.md`` names files that its reader writes.
 PLACES = (
     "",
     "serving",
@@ -31,12 +31,12 @@ PLACES = (
 
 
 def prose(page: Path) -> str:
-    """The page without its blocks of code."""
+    """Return the page without its code blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub calls the page's headings."""
+    """Return GitHub's anchors of the page's headings."""
     titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower() for title in titles]
     return {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in plain}

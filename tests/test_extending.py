@@ -1,4 +1,4 @@
-"""The examples of ``docs/extending.md``: one new file and one row each, from training to a served answer."""
+"""The examples of ``docs/extending.md``, each one new file and one row, from training to a served answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("nvtabular")
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("client", "serving", "export", "pipelines", "model_repository")
 GUIDE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-#: Sections of the guide: the new file with its text, and the table with its row.
+#: Sections of the guide: the new file and its text, and the table and its row.
 SECTION = re.compile(
     r"\n`(?P<file>[^`]+\.py)`:\n\n```python\n(?P<text>.*?)```\n\n"
     r"The row, in `(?P<table>[A-Z_]+)` of `(?P<module>[^`]+)`[^\n]*:\n\n```python\n(?P<row>.*?)```",
@@ -79,7 +79,7 @@ RECIPE = replace(
 )
 """
 
-#: Everything in one process, which imports once what is heavy.
+#: Everything runs in one process, which imports heavy modules once.
 SCRIPT = """
 import json
 import pathlib
@@ -143,7 +143,7 @@ def test_there_is_a_short_example_for_each_table() -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with every example in it, and an environment whose Python finds that copy."""
+    """Return a copy of the project with every example, beside an environment whose Python finds that copy."""
     root = tmp_path_factory.mktemp("extended")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -166,7 +166,7 @@ def run(root: Path, *command: str) -> str:
     done = subprocess.run(
         [str(root / "venv" / "bin" / "python"), *command],
         cwd=root,
-        # The copy is what is tried: no path of the checkout comes before it.
+        # Test the copy: no path of the checkout may come before it.
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""The small releases of other areas, for the benchmark to measure."""
+"""Small releases of other test folders, for the benchmarks to measure."""
 
 import sys
 from pathlib import Path
@@ -13,5 +13,5 @@ for area in ("serving", "export"):
 def tiny_release(tmp_path_factory):
     from tiny_release import make_tiny
 
-    # Text is what models that do nothing get wrong most easily.
+    # Text ids, because empty models most easily get those wrong.
     return make_tiny(tmp_path_factory.mktemp("bench") / "release", string_ids=True).release

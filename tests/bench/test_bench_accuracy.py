@@ -1,4 +1,4 @@
-"""The accuracy benchmark: its tiny form from end to end, going on, and what it says of misses."""
+"""The accuracy benchmark: its tiny form end to end, continuing, and its report of missed limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_recipe_has_nothing_wrong_with_it() -> None:
 
 
 def fake(ndcg: float = 0.5) -> dict[str, Any]:
-    """What a measured cell holds."""
+    """Return the contents of a measured cell."""
     figures = {"ndcg": ndcg, "recall": 0.2, "coverage": 0.5, "users": 60}
     beyond = {"novelty": 2.0}
     return {
@@ -87,7 +87,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_pictures_hold_what_was_measured(tmp_path: Path) -> None:
-    """Of each family the first seed's learning curve and recall, and accuracy by latency of all seeds."""
+    """Learning curve and recall of each family's first seed, and accuracy by latency of all seeds."""
     from matplotlib import pyplot
 
     def cell(family: str, seed: int, **measured: Any) -> dict[str, Any]:

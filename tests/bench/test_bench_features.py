@@ -1,4 +1,4 @@
-"""The feature benchmark: every part on tiny sizes, what it prints, and what it does without its peer."""
+"""The feature benchmark: every part at tiny sizes, its output, and what it does without Merlin Systems."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_interleaving_takes_turns_and_gives_slow_sides_fewer_rounds(monkeypatch)
     taken = []
     sides = {name: [lambda name=name, i=i: taken.append((name, i)) for i in range(2)] for name in ("a", "b")}
     found = interleave(sides, rounds=2, seconds=0.0)
-    # One call of each before anything counts, then rounds that go through the inputs in turn.
+    # One warm-up call each, then rounds that cycle through the inputs.
     assert taken == [("a", 1), ("b", 1), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert len(found["a"].rounds_us) == 2
     monkeypatch.setattr("benchmarks.features.timing._clock", lambda call: 2e6)
@@ -209,7 +209,7 @@ def test_a_program_that_differs_is_not_timed(tmp_path):
 
 
 def test_requests_are_what_a_stage_is_sent(tmp_path):
-    """From a request's tensors and from a frame, the program gets the same columns."""
+    """The program gets equal columns from a request's tensors and from a frame."""
     case = make_case("movielens", QUICK, tmp_path)
     programs = Programs(case, tmp_path)
     [user, item] = programs.columns(programs.frame(case.rows.iloc[:7]))
@@ -294,7 +294,7 @@ def find_folder(cache: Path) -> Path:
 @pytest.mark.bench
 @pytest.mark.timeout(1800)
 def test_the_peer_is_built_served_and_answers_the_same():
-    """Builds Merlin Systems' environment from PyPI, as a new machine would, and asks a real Triton."""
+    """Build Merlin Systems' environment from PyPI, as on a new machine, and ask a real Triton."""
     with tempfile.TemporaryDirectory() as cache:  # not tmp_path: pytest would keep its 0.8 GB
         serving = Serving(PythonClient, Path(cache), rounds=1, seconds=0.5)
         report = run_features(QUICK, serving=serving, cases=tuple(SERVED), parts=("served",))
@@ -307,7 +307,7 @@ def test_the_peer_is_built_served_and_answers_the_same():
 @pytest.mark.bench
 @pytest.mark.timeout(3600)
 def test_every_limit_is_kept():
-    """Everything at full size; it wants a machine that does nothing else."""
+    """Run everything at full size; needs an otherwise idle machine."""
     cache = default_cache().parent
     serving = Serving(lambda: find_perf_analyzer(cache / "perf_analyzer"), cache / "merlin-systems")
     report = run_features(FULL, serving=serving)

@@ -1,4 +1,4 @@
-"""What grows with what: batches, index types, and the plots over other results."""
+"""Growth of times with batches, index types and sizes, and the plots of other results."""
 
 import copy
 import json
@@ -53,8 +53,8 @@ def test_batches_and_indexes_of_a_release(tiny_release):
     most = tiny_release.settings.max_batch_size
     assert list(grown.batches) == [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= most]
     assert min(grown.batches.values()) > 0
-    assert grown.batches[1] > grown.batches[max(grown.batches)]  # that is what batches are for
-    # Few vectors: no index but the exact one.
+    assert grown.batches[1] > grown.batches[max(grown.batches)]  # batching pays off
+    # With few vectors there is only the exact index.
     assert grown.indexes
     assert {one.index for found in grown.indexes.values() for one in found} == {"Flat"}
 
@@ -81,7 +81,7 @@ def test_the_page_has_a_plot_for_each_thing_that_grows(result, tmp_path):
     other["release"] |= {"items": 50_000, "users": 900}
     before = page.count("<svg")
     page = html_report(json.loads(json.dumps(result)), [other, SCALE])
-    # The batch, one source, items and users (N and K are the same); answers at scale, and an index there.
+    # Batch, one source, items and users (N and K are equal); answers at scale, and an index there.
     assert page.count("<svg") == before + 6
     for said in (
         "source tower",

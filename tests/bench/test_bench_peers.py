@@ -1,4 +1,4 @@
-"""The load over HTTP, and what the hand-written service is asked to run in."""
+"""The load over HTTP, and the environment of the hand-written service."""
 
 import json
 import threading

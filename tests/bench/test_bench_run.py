@@ -70,7 +70,7 @@ def test_the_hollow_ensemble_is_the_staged_one_with_stages_that_do_nothing(strin
     wiring = re.sub(f'"{HOLLOW}_', '"', str(hollow.ensemble_scheduling))
     assert wiring == str(staged.ensemble_scheduling)
     assert (list(hollow.input), list(hollow.output)) == (list(staged.input), list(staged.output))
-    # What the empty models pass on has the shapes that the stages pass on.
+    # The empty models pass on tensors of the stages' shapes.
     pipeline = Chain.open(release)
     request = full_requests(pipeline.external_inputs, known_user_ids(release, 1))[0]
     real, _ = pipeline.run(request)
@@ -164,7 +164,7 @@ def test_the_python_client_measures_real_servers_and_open_loops_load_them(tiny_r
     assert "p99 / p50 at half of saturation" in text
     page = html_report(json.loads(json.dumps(report.to_json())))
     assert page.count("<svg") == 4
-    # Nothing is loaded, and it is whole.
+    # The page loads nothing, and is well-formed.
     assert ElementTree.fromstring(page.removeprefix("<!doctype html>")).find("body") is not None
     assert "http" not in page
 
@@ -178,7 +178,7 @@ def test_the_python_client_reports_what_failed(tmp_path):
 
 @pytest.mark.bench
 def test_perf_analyzer_measures_a_real_server(tiny_release, tmp_path):
-    """Fetches the real perf_analyzer with pip, as a new machine would."""
+    """Fetch the real perf_analyzer with pip, as on a new machine."""
     load = find_perf_analyzer(tmp_path / "cache")
     report = run_bench(tiny_release, load, seconds=0.6, rounds=1, concurrencies=(1, 8))
     check(report, 1, (1, 8))

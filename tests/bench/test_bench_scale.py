@@ -1,4 +1,4 @@
-"""The scale benchmark: the generator, its tiny form from end to end, and what is printed of limits."""
+"""The scale benchmark: the generator, its tiny form end to end, and its report of limits."""
 
 from __future__ import annotations
 

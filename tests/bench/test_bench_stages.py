@@ -1,4 +1,4 @@
-"""The stages benchmark: its tiny form from end to end, and that no reorder step is left out."""
+"""The stages benchmark: its tiny form end to end, and that it covers every reorder step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiercel_serving.reorder.table import REORDER
 
 
 def test_every_step_is_measured_and_has_a_limit() -> None:
-    # Other tests of the process may have put kinds of their own into the table.
+    # Other tests in this process may have added kinds to the table.
     ours = {name for name, row in REORDER.rows.items() if row.path.startswith("tiercel_serving.")}
     assert set(STEPS) == set(LIMITS_US) == ours
 

@@ -1,4 +1,4 @@
-"""The benchmark of what a training takes: its tiny form, and what it says of limits."""
+"""The benchmark of training: its tiny form, and its report of limits."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_the_whole_way_is_gone_and_goes_on_where_it_was_left(tmp_path: Path) -> 
     assert list(kept) == ["train", "export", "verify", "score"]
     for taken in kept.values():
         assert taken["cpu_s"] > 0
-        # The kernel counts pages by the dozen.
+        # The kernel updates its count of pages in batches.
         assert 0 < max(taken["peaks_bytes"].values()) <= 1.01 * taken["peak_bytes"]
-    # It looks five times a second: of steps this short not each is seen.
+    # It samples five times a second, so it misses some steps as short as these.
     steps = set(kept["train"]["peaks_bytes"])
     assert {"packing", "figures"} <= steps
     assert any(step.endswith(" of 4") for step in steps)

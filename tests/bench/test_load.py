@@ -1,4 +1,4 @@
-"""Open loops, mixes, the search for the highest rate, and what changed between two results."""
+"""Open loops, mixed load, the search for the highest rate, and differences between two results."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def point(rate, p99_us=1000.0, answered=None, **changes):
 
 
 class Slow(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers after 1 ms, one request at a time, stalls once for 0.2 s, refuses what is for model `no`."""
+    """Answers after 1 ms, one request at a time, stalls once for 0.2 s, and refuses the model `no`."""
 
     def __init__(self):
         self.count, self.lock = 0, threading.Lock()
@@ -91,7 +91,7 @@ def test_an_open_loop_counts_what_a_stall_does_to_those_who_come_meanwhile(slow_
 def test_latencies_begin_when_a_request_is_due(slow_url, monkeypatch):
     monkeypatch.setattr("tiercel_serving.bench.generator.WARM_UP", 1)
     opened = send(Job(slow_url, (b"",), 1.0, rate=200, seed=1))
-    # The stall of 200 ms meets some 40 requests, each for what was left of it.
+    # The stall of 200 ms delays some 40 requests, each for the rest of it.
     assert np.count_nonzero(opened.latencies_us > 50_000) > 15
 
 

@@ -1,4 +1,4 @@
-"""Finding perf_analyzer and reading what it prints, on captured text."""
+"""Finding perf_analyzer and parsing its output, on captured text."""
 
 import os
 import subprocess
@@ -96,7 +96,7 @@ def test_one_on_path_is_taken_as_it_is(tmp_path, monkeypatch):
 
 
 def test_a_run_reads_the_report_of_a_binary(tmp_path):
-    # The report's path is what follows -f.
+    # The argument after -f is the report's path.
     body = f"while [ $# -gt 0 ]; do [ \"$1\" = -f ] && out=$2; shift; done\nprintf '%s' '{REPORT}' > \"$out\""
     binary = script(tmp_path / "pa", body)
     measured = PerfAnalyzer(binary).run("m", "h:1", concurrency=1, seconds=1, data=tmp_path / "d.json")
@@ -112,7 +112,7 @@ def test_a_binary_that_fails_says_why_and_with_which_command(tmp_path):
 
 
 def fake_pip(tmp_path, monkeypatch, member="tritonclient-2.50.0.data/data/bin/perf_analyzer", status=0):
-    """Stand in for pip (writes a wheel) and for PATH; everything else runs as it is."""
+    """Replace pip, which writes a wheel, and PATH; everything else runs normally."""
     real, asked = perf_analyzer._start, []
 
     def start(command, libraries, **how):

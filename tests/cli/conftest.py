@@ -1,4 +1,4 @@
-"""A small release, a small recipe, and the `tiercel` command in a process of its own."""
+"""Fixtures: a small release, and the `tiercel` command in its own process or in this one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def release(text_release: Path) -> Path:
-    """A release whose users have text ids with accents and blanks."""
+    """Return a release whose users have text ids with accents and blanks."""
     return text_release
 
 
 @pytest.fixture(scope="session")
 def tiercel() -> Tiercel:
-    """Run the command to its end."""
+    """Run the command in its own process until it ends."""
 
     def run(*arguments: Any, timeout: float = 60.0, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [*TIERCEL, *map(str, arguments)]
@@ -39,11 +39,11 @@ def tiercel() -> Tiercel:
 
 @pytest.fixture(scope="session")
 def tiercel_here() -> Tiercel:
-    """Run the command in this process, where what is heavy is imported once."""
+    """Run the command in this process, where heavy modules are imported only once."""
 
     def run(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         with pytest.MonkeyPatch.context() as patch:
-            # As to a pipe: how wide the terminal of these tests is must not matter.
+            # As to a pipe: the terminal width of these tests must not matter.
             patch.delenv("COLUMNS", raising=False)
             if cwd is not None:
                 patch.chdir(cwd)
@@ -55,7 +55,7 @@ def tiercel_here() -> Tiercel:
 
 @contextmanager
 def serving(release: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """`tiercel serve` on free ports; gives the process and what it says about itself."""
+    """Run `tiercel serve` on free ports; yield the process and its JSON document."""
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     command = [*TIERCEL, "serve", str(release), *ports, "--json", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -67,7 +67,7 @@ def serving(release: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[s
         try:
             yield process, json.loads(line)
         finally:
-            # The guard ends Triton at once; stops with grace are what some tests are about.
+            # Kill at once, upon which the guard ends Triton; other tests cover a graceful stop.
             process.kill()
             process.wait(30)
 
@@ -79,6 +79,6 @@ def serve() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str],
 
 @pytest.fixture(scope="session")
 def server(release: Path) -> Iterator[dict[str, Any]]:
-    """A running `tiercel serve`, shared by the tests that only ask it."""
+    """Run one `tiercel serve`, shared by the tests that only send requests."""
     with serving(release) as (_, document):
         yield document

@@ -1,7 +1,7 @@
-"""Drive ``tiercel_backend.c`` with made-up requests, in a process of its own: ``… BACKEND STAND_IN ROUNDS``.
+"""Drive ``tiercel_backend.c`` with synthetic requests, in its own process: ``… BACKEND STAND_IN ROUNDS``.
 
-Triton is ``triton_stand_in.c``; the model gives back what it got. Prints how many requests were answered, and
-how many refused.
+``triton_stand_in.c`` replaces Triton, and the model echoes its inputs. Prints how many requests were answered
+and refused.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class Request(ctypes.Structure):
     )
 
 
-#: Where a request is held whose first tensor is called "wait"; the threads in which batches ran.
+#: Holds requests whose first tensor is named "wait"; counts batches by thread.
 go_on, ran_in = Event(), Counter()  # type: ignore[var-annotated]
 #: The devices on which instances were placed, in the order in which they were loaded.
 placed: list[int] = []
 
 
 def load(config: str, place: str, device: int) -> Any:
-    """A model that gives back what it got, and breaks where the first tensor is named so."""
+    """Return a model that echoes its inputs, and fails if the first tensor is named "break"."""
 
     def execute(raw: list[Any]) -> list[Any]:
         ran_in[get_ident()] += 1
@@ -85,14 +85,14 @@ def load(config: str, place: str, device: int) -> Any:
         if first == "wait":
             go_on.wait(60)
         if first == "slow":
-            time.sleep(0.001)  # others get at Python's lock
+            time.sleep(0.001)  # lets other threads take Python's lock
         kinds = [kind for kind, _ in raw]
         assert all(names == [tensor[0] for tensor in tensors] for tensors, names in kinds)
         for (tensors, _), bodies in raw:
             for (_, number, shape), body in zip(tensors, bodies, strict=True):
-                # What is to be given back later lies in the request's own memory, where nobody writes.
+                # Arrays are views of the request's own memory, so they must be read-only.
                 assert number == BYTES or (body.shape == shape and not body.flags.writeable)
-        # Who is like the one before has the very same object.
+        # A request of the same kind as the one before must have the very same kind object.
         assert all((one is other) == (one == other) for one, other in pairwise(kinds))
         if len(raw) > 1 and all(kind is kinds[0] and is_of_one(kind) for kind in kinds):
             return [(GOOD, "", together(raw))]
@@ -113,7 +113,7 @@ def is_of_one(kind: Any) -> bool:
 
 
 def together(raw: list[Any]) -> list[Any]:
-    """Return the tensors of requests that are alike as those of one."""
+    """Return the concatenated tensors of requests of one kind."""
     tensors = []
     for (name, number, shape), *bodies in zip(raw[0][0][0], *(bodies for _, bodies in raw), strict=True):
         body = list(chain.from_iterable(bodies)) if number == BYTES else np.concatenate(bodies)
@@ -124,7 +124,7 @@ def together(raw: list[Any]) -> list[Any]:
 def fill(
     tensor: Input, name: bytes, kind: int, shape: list[int], data: bytes, draw: random.Random
 ) -> list[Any]:
-    """Put data into a tensor in parts that were allocated one by one; return what keeps them alive."""
+    """Put data into a tensor in separately allocated parts; return what keeps them alive."""
     cuts = sorted(draw.randrange(len(data) + 1) for _ in range(draw.choice((0, 0, 1, 5))))
     parts = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
     kept = [
@@ -186,7 +186,7 @@ def configure(triton: Any, libpython: object) -> None:
 
 
 def refusals(backend: Any, triton: Any, libpython: Path, other_library: str) -> None:
-    """Where it can't run it says why and what to do, and can be asked again."""
+    """Where the backend cannot run, it says why and what to do, and can be initialised again."""
 
     def refused(*words: str) -> None:
         error = ctypes.c_void_p(backend.TRITONBACKEND_Initialize(ctypes.c_void_p(1)))
@@ -215,7 +215,7 @@ def refusals(backend: Any, triton: Any, libpython: Path, other_library: str) -> 
 
 
 def batch(backend: Any, handle: Any, draw: random.Random, counts: dict[str, int]) -> None:
-    """Send some requests at once and look at what becomes of each."""
+    """Send some requests at once and check the outcome of each."""
     requests, kept, expected = [], [], []
     broken = draw.randrange(40) == 0
     for _ in range(draw.randrange(1, 5)):
@@ -251,7 +251,7 @@ def batch(backend: Any, handle: Any, draw: random.Random, counts: dict[str, int]
 
 
 def wait_for(requests: Iterable[Request]) -> None:
-    """Wait until all are answered and let go."""
+    """Wait until all requests are answered and released."""
     end = time.monotonic() + 60
     for request in requests:
         while not request.released:
@@ -260,9 +260,9 @@ def wait_for(requests: Iterable[Request]) -> None:
 
 
 def at_once(backend: Any, draw: random.Random, counts: dict[str, int]) -> None:
-    """Have four models, two of them inner, asked from a thread each: every request is answered.
+    """Send requests to four models, two of them inner, from a thread each: every request is answered.
 
-    Whichever thread ran it: those of the backend's own may still be at it when all are back.
+    Any thread may run a batch: threads of the backend may still run some when all calls have returned.
     """
     handles = [ctypes.c_void_p(number) for number in (2, 3, 4, 5)]
     for handle in handles:
@@ -302,9 +302,9 @@ def at_once(backend: Any, draw: random.Random, counts: dict[str, int]) -> None:
 
 
 def relieved(backend: Any, counts: dict[str, int]) -> None:
-    """Have a thread with one request of its own run hundreds of other models: it is soon relieved.
+    """Queue hundreds of requests of another model behind one thread: another thread soon takes over.
 
-    The thread of an inner model is so at once, and comes back before its request is answered.
+    The thread of an inner model is relieved at once, and returns before its request is answered.
     """
     mine, other, inner = map(ctypes.c_void_p, (2, 3, 4))
     draw, kept = random.Random(1), []
@@ -330,7 +330,7 @@ def relieved(backend: Any, counts: dict[str, int]) -> None:
     held.start()
     while not ran_in:
         time.sleep(0.001)
-    put(other, 1000)  # 250 batches, which the held thread has to run
+    put(other, 1000)  # 250 batches, left to the held thread at first
     go_on.set()
     held.join(20)
     assert not held.is_alive()

@@ -1,4 +1,4 @@
-"""The whole demo, on made-up data, where MovieLens-100K is there but broken."""
+"""The whole demo on synthetic data, where MovieLens-100K is present but broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user whom `tiercel serve` names in the lines that it prints, for every kind of id."""
+"""The example user in the lines that `tiercel serve` prints, for every kind of id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def release_of(user_ids: list[Any]) -> Any:
-    """As much of a release as is asked for."""
+    """Return a stand-in with the parts of a release that are read."""
     is_text = any(isinstance(user, bytes) for user in user_ids)
     keys = np.array(user_ids, np.object_ if is_text else np.int64)
     arrays = {**build_lookup(keys, "user_id"), **build_lookup(keys[::-1], "other")}

@@ -1,4 +1,4 @@
-"""`tiercel explain-features` on everything that it takes, and the examples of the docs that show it."""
+"""`tiercel explain-features` on each kind of input, and the examples of the docs that show it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECIPE = replace(
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, release: Path) -> Path:
-    """A folder with a recipe, a release, a saved workflow and one program."""
+    """Return a folder with a recipe, a release, a saved workflow and one program."""
     small = sys.modules["small_release"]
     folder: Path = tmp_path_factory.mktemp("explain")
     (folder / "tiny.py").write_text(RECIPE)
@@ -141,7 +141,7 @@ def test_what_cannot_be_is_exit_code_two(
 
 
 def documented() -> list[str]:
-    """Every command of docs/transform.md and of the section on the plan in docs/features.md."""
+    """Return every command of docs/transform.md and of the section on the plan in docs/features.md."""
     texts = [(ROOT / "docs" / "transform.md").read_text(encoding="utf-8")]
     features = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
     texts.append(features.partition("\n## What the compiler did\n")[2].partition("\n## ")[0])

@@ -1,4 +1,4 @@
-"""What is said where a library is not installed. ``tests/weight`` tries it in environments without them."""
+"""Messages where a library is not installed. ``tests/weight`` checks environments that really lack them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From data to a verified release through the command alone, each step asked for JSON."""
+"""From data to a verified release by the command alone, each step with JSON output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tiercel recommend` and `tiercel health`: what is printed, and a real server asked."""
+"""`tiercel recommend` and `tiercel health`: their output, and requests to a real server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STAGES = (
 
 
 def explanation() -> Explanation:
-    """Nine candidates: the last two kept and answered, one dropped by a rule, six beyond the first K."""
+    """Return eleven candidates: two kept and answered, one dropped by a rule, eight beyond the first K."""
     late = [
         Candidate(n, n + 10, n + 100, f"Late {n}", 0.5 - n / 100, "towers", "passed, but too late", False)
         for n in range(4, 12)
@@ -189,7 +189,7 @@ def test_a_real_explanation(server: dict[str, Any], tiercel_here: Tiercel) -> No
     shown = tiercel_here("recommend", "--user", "ü 3", "--url", server["grpc"], "--explain")
     assert "found 24 candidates" in shown.stdout
     assert "but after the first 16" in shown.stdout
-    # What a rule excludes for everybody is no candidate.
+    # An item that a rule excludes for all users is no candidate.
     assert "in stock" not in shown.stdout
 
 

@@ -1,4 +1,4 @@
-"""The command's face: help, docs/cli.md, usage errors."""
+"""The command line interface: help, docs/cli.md, usage errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_command_of_the_table_exists() -> None:
 
 
 def leaves() -> dict[str, Any]:
-    """What is typed → its command; those of a group each by themselves."""
+    """Return commands by the words to type; those of a group are separate entries."""
     found = {}
     for name in WRITTEN:
         command = load_command(name)
@@ -46,7 +46,7 @@ def test_every_command_has_help_with_an_example_json_and_debug(name: str, comman
 
 
 def cpu_s_of_children() -> float:
-    """Seconds of computing; how long they took also says what else the machine had to do."""
+    """Return the CPU seconds of child processes; wall time would include the load of other processes."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -74,7 +74,7 @@ def test_docs_are_what_the_commands_say() -> None:
 
 
 def test_commands_in_the_documents_exist() -> None:
-    """Each command line of a block, and its options."""
+    """Check each command line of a code block, and its options."""
     options = {
         name: {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
         for name, command in leaves().items()

@@ -1,4 +1,4 @@
-"""Tiercel's own backend, in Triton's process: answers and errors are those of Triton's Python backend."""
+"""Tiercel's own backend in Triton's process: answers and errors equal those of Triton's Python backend."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LAYOUTS = ("recommend", "recommend_staged")
 
 @pytest.fixture(scope="module")
 def own(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server with both layouts of the release, all of it on Tiercel's backend."""
+    """Start a server with both layouts of the release, all on Tiercel's backend."""
     if backend.library() is None:
         pytest.skip("the backend was not built: `make setup` does, where there is a C compiler")
     repository = tmp_path_factory.mktemp("own") / "models"
@@ -59,7 +59,7 @@ def asked(own: TritonServer) -> grpcclient.InferenceServerClient:
 
 @pytest.fixture(scope="module")
 def stock(server: dict[str, Any]) -> grpcclient.InferenceServerClient:
-    """The same release on Triton's Python backend."""
+    """Return a client of the same release on Triton's Python backend."""
     return grpcclient.InferenceServerClient(server["grpc"])
 
 
@@ -113,7 +113,7 @@ def test_errors_are_the_same(
     for client in (stock, asked):
         with pytest.raises(InferenceServerException) as caught:
             raw_infer(client, BAD[name])
-        # What is no ensemble does not name one.
+        # Only an ensemble's message names the ensemble.
         said.append((caught.value.status(), caught.value.message().removeprefix("in ensemble 'recommend', ")))
     assert said[0] == said[1]
 
@@ -132,14 +132,14 @@ def test_inner_tensors_and_titles_come_along(own: TritonServer, server: dict[str
 def test_requests_at_once_are_answered_each_and_counted(
     own: TritonServer, asked: grpcclient.InferenceServerClient
 ) -> None:
-    """Good ones and bad ones meet in Triton's batches."""
+    """Valid and invalid requests share Triton's batches."""
 
     def executed() -> tuple[int, int]:
         [stats] = asked.get_inference_statistics("recommend").model_stats
         return stats.inference_count, stats.inference_stats.fail.count
 
     def settled() -> tuple[int, int]:
-        """The counts once they rest: a batch is counted when its answers are already on their way."""
+        """Return stable counts: a batch is counted after its answers have been sent."""
         last = None
         while (now := executed()) != last:
             last = now
@@ -168,7 +168,7 @@ def test_requests_at_once_are_answered_each_and_counted(
 
 
 def test_threads_that_linger_for_a_stage_answer_the_same(asked: grpcclient.InferenceServerClient) -> None:
-    """Enough staged requests, one by one and at once, for each thread to have learnt to wait."""
+    """Send enough staged requests, one by one and in parallel, that every thread has learned to wait."""
     users = [f"ü {number}" for number in range(40)]
 
     def answer(user: str, model: str = "recommend_staged") -> dict[str, Any]:
@@ -180,7 +180,7 @@ def test_threads_that_linger_for_a_stage_answer_the_same(asked: grpcclient.Infer
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(answer, users * 4, ["recommend_staged", "recommend"] * 80))
     for user, answered in zip(users * 4, answers, strict=True):
-        # A dense model's scores differ in their last bit between batches of different sizes.
+        # A dense model's scores differ in the last bit between batch sizes.
         assert answered["item_id"] == fused[user]["item_id"]
         assert answered["score"][0] == pytest.approx(fused[user]["score"][0], rel=1e-5)
 
@@ -224,7 +224,7 @@ def test_a_release_says_which_runner_it_was_made_for(
         models = model_repository(made, None, runner, work, work / "mirror")
         assert f'backend: "{backends}"' in (models / "describe_items" / "config.pbtxt").read_text()
         assert (models / "chain").is_dir() == (backends == "python")
-    # What it says needs no file of another's: its own models are taken as they are.
+    # With its own runner a release needs no changed files, so its models are used as they are.
     (tmp_path / "own").mkdir()
     taken = model_repository(own, None, None, tmp_path / "own", tmp_path / "own" / "mirror")
     assert taken == tmp_path / "own" / "mirror" / "triton"
@@ -304,7 +304,7 @@ def test_memory_stays_flat_over_many_requests(own: TritonServer, release: Path) 
 
 
 def ask_hostilely(tmp_path: Path, rounds: int, *flags: str, **environment: str) -> tuple[int, int]:
-    """Build the backend and a stand-in for Triton, and send requests; how many were answered and refused."""
+    """Build the backend and the stand-in and send requests; return how many were answered and refused."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -326,9 +326,9 @@ def ask_hostilely(tmp_path: Path, rounds: int, *flags: str, **environment: str) 
 
 
 def test_hostile_requests_and_places_where_it_cannot_run(tmp_path: Path) -> None:
-    """Memory in parts, strings that are none, GPU tensors, cancelled ones, a model that breaks: each alone.
+    """Split memory, invalid strings, GPU tensors, cancelled requests and model errors, one by one.
 
-    Before them: another backend API, no libpython, a library that is none, a Python without the packages.
+    Before that: another backend API, no libpython, an invalid library, a Python without the packages.
     """
     assert min(ask_hostilely(tmp_path, 200)) > 100
 
@@ -349,7 +349,7 @@ def test_hostile_requests_under_sanitizers(tmp_path: Path) -> None:
         10_000,
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
-        # Python itself leaks, and its own allocator would hide what goes beyond an object.
+        # Python itself leaks memory, and its own allocator would hide out-of-bounds accesses.
         LD_PRELOAD=" ".join(sanitizers),
         ASAN_OPTIONS="detect_leaks=0",
         PYTHONMALLOC="malloc",

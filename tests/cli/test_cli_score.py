@@ -1,4 +1,4 @@
-"""`tiercel score`: what it writes is what the server answers, user for user."""
+"""`tiercel score`: the written answers equal the server's, user by user."""
 
 from __future__ import annotations
 

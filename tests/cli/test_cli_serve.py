@@ -1,4 +1,4 @@
-"""`tiercel serve` in a process of its own, on a real Triton."""
+"""`tiercel serve` in its own process, on a real Triton."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def left_by(pid: int) -> list[str]:
-    """Shared memory and processes of a server that process ``pid`` started."""
+    """Return shared memory and processes left by a server that process ``pid`` started."""
     mark = f"tiercel_{pid}_"
     found = [name for name in os.listdir("/dev/shm") if name.startswith(mark)]
     for entry in filter(str.isdigit, os.listdir("/proc")):

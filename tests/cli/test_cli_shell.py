@@ -1,4 +1,4 @@
-"""What every command shares, tried on commands made for it."""
+"""Behaviour shared by all commands, tested on commands made for this purpose."""
 
 from __future__ import annotations
 

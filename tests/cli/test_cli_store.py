@@ -24,7 +24,7 @@ from tiercel_serving.stores.server import find_server
 
 
 class Store:
-    """The commands on a store of their own."""
+    """The commands, on their own store."""
 
     def __init__(self, tiercel: Tiercel, release: Path, store: str) -> None:
         self._tiercel, self.release, self.store = tiercel, release, store
@@ -59,7 +59,7 @@ def user(release: Path) -> str:
 
 @pytest.fixture
 def column(release: Path) -> str:
-    """A user column of numbers."""
+    """Return the name of a numeric user column."""
     columns = open_release(release).manifest.request_columns
     return next(c.name for c in columns if c.part == "user" and c.dtype == "float64" and not c.is_list)
 

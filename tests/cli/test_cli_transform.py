@@ -1,4 +1,4 @@
-"""`tiercel transform` on a release, a run's workflow and a program, as it is typed."""
+"""`tiercel transform` on a release, a run's workflow and a program, as typed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, release: Path) -> Path:
-    """A folder with the release's raw tables, and the workflow that it was made from."""
+    """Return a folder with the release's raw tables and the workflow that it was built from."""
     small = sys.modules["small_release"]
     folder: Path = tmp_path_factory.mktemp("transform")
     users, items, interactions = small.small_frames(text_ids=True)

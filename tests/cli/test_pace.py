@@ -1,4 +1,4 @@
-"""When a log is told how far long work is, and what is left."""
+"""When a log reports the progress and the remaining time of long work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tiercel_serving.commands.pace import Pace, duration
 
 
 class Clock:
-    """Time that goes on when told."""
+    """A clock that advances only when set."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -27,7 +27,7 @@ def test_long_work_says_what_is_left_at_each_tenth() -> None:
     assert lines[:1] + lines[-1:] == [" 0%", " 100%"]
     assert " 10%, 54 min left" in lines
     assert " 90%, 6 min left" in lines
-    # A tenth takes six minutes: a line is said each minute, as far as a percent more is done.
+    # A tenth takes six minutes, so a line comes every minute, provided that one more percent is done.
     assert len(lines) == 61
 
 

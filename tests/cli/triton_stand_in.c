@@ -1,4 +1,4 @@
-/* As much of Triton's backend interface as tiercel_backend.c calls: one model, and requests that a test makes up. */
+/* The part of Triton's backend API that tiercel_backend.c calls, with requests that a test makes up. */
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,14 +31,14 @@ typedef struct {
   uint32_t inputs, outputs;
   Input input[4];
   Output output[4];
-  int code; /* of the answer, or -1 for a good one; -2 for none */
+  int code; /* error code of the answer, -1 for success, -2 for no answer */
   char message[4096];
   bool released, counted, success, cancelled;
 } Request;
 
 static char config[256];
-static void* state[8]; /* by instance, which are numbers here */
-_Atomic uint64_t users, most_users; /* of all batches, of one */
+static void* state[8]; /* by instance; instances are small numbers here */
+_Atomic uint64_t users, most_users; /* sum over batches, largest batch */
 uint32_t api_major = 1, api_minor = 19;
 
 void stand_in_config(const char* text) { strncpy(config, text, sizeof config - 1); }
@@ -91,7 +91,7 @@ Error* TRITONBACKEND_ModelRepository(void* model, int* kind, const char** locati
 }
 Error* TRITONBACKEND_ModelConfig(void* model, uint32_t version, void** made)
 {
-  /* From 4 on they are inner models, whose requests Triton does not gather. */
+  /* Models from 4 on are inner ones, whose requests Triton does not batch. */
   const char* gathers = (uintptr_t)model < 4 ? "{\"max_batch_size\":4,\"dynamic_batching\":{}}" : "{\"max_batch_size\":4}";
   *made = model && version ? (void*)gathers : "";
   return NULL;

@@ -1,4 +1,4 @@
-"""Both recommenders behind one blocking face, so that one test asks both."""
+"""Both recommenders behind one blocking interface, so that one test covers both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiercel_client.testing import AsyncFakeTransport, FakeTransport
 
 
 class Blocking:
-    """An :class:`AsyncRecommender` whose methods wait."""
+    """An :class:`AsyncRecommender` with blocking methods."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.recommender = AsyncRecommender(*args, **options)
@@ -35,7 +35,7 @@ FLAVOURS: dict[str, tuple[Any, Any]] = {
     "asyncio": (Blocking, AsyncFakeTransport),
 }
 
-#: How calls travel → what makes a recommender of an address: by connections of its own, or gRPC's library.
+#: Kind of connection → makes a recommender of an address: with our own connections, or gRPC's library.
 WIRES: dict[str, Callable[..., Any]] = {
     "sync": Recommender,
     "asyncio": Blocking,

@@ -1,6 +1,6 @@
-"""An HTTP/2 server that does what gRPC's own never does, by the library h2: padding, odd windows and ends.
+"""An HTTP/2 server, by the library h2, that does what gRPC's never does: padding, odd windows and endings.
 
-``script`` holds what becomes of the next calls, one :class:`Way` each.
+``script`` holds one :class:`Way` for each of the next calls.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from h2.settings import SettingCodes
 
 
 def framed(message: bytes, *, compressed: int = 0) -> bytes:
-    """Return a message as gRPC puts it into DATA."""
+    """Return a message framed as gRPC does it in DATA."""
     return bytes((compressed,)) + len(message).to_bytes(4, "big") + message
 
 
 @dataclass
 class Way:
-    """How a call is answered.
+    """How to answer a call.
 
-    ``body`` is DATA as it stands (None is the request's own); ``before`` and ``instead`` get the connection
-    and the stream; ``pieces`` is how many bytes of what is to be sent go at once.
+    ``body`` is the raw DATA (None echoes the request's message); ``before`` and ``instead`` are given the
+    connection and the stream; ``pieces`` is the number of bytes sent at once.
     """
 
     headers: dict[str, str] = field(
@@ -46,7 +46,7 @@ class Way:
 
 
 class Http2Server:
-    """Listens on ``host`` and ``port``; one thread a connection."""
+    """Listens on ``host`` and ``port``, with one thread per connection."""
 
     def __init__(self, settings: dict[SettingCodes, int] | None = None) -> None:
         self.script: deque[Way] = deque()
@@ -60,7 +60,7 @@ class Http2Server:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening, and break off what stands."""
+        """Stop listening, and break open connections."""
         self.listener.close()
         self.break_off()
 

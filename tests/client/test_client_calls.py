@@ -1,4 +1,4 @@
-"""What a recommender does with answers and errors, in both flavours, without a server."""
+"""How a recommender handles answers and errors, in both flavours, without a server."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Make = Callable[..., tuple[Any, Any]]
 
 @pytest.fixture(params=FLAVOURS)
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    """Make a recommender and its fake transport; fake options in ``fake``."""
+    """Make a recommender and its fake transport; ``fake`` holds options of the transport."""
     made: list[Any] = []
     recommender_class, fake_class = FLAVOURS[request.param]
 
@@ -158,7 +158,7 @@ def test_the_first_error_ends_the_call(make: Make) -> None:
     transport.fail(RequestRefused("no"))
     with pytest.raises(RequestRefused, match="no"):
         recommender.recommend_many(list(range(8)))
-    assert recommender.recommend(1).count == 4  # and the next is served
+    assert recommender.recommend(1).count == 4  # the next request is answered
 
 
 def test_similar_items_of_a_fake(make: Make) -> None:
@@ -177,7 +177,7 @@ def test_titles_are_remembered(make: Make) -> None:
     recommender, transport = make()
     recommender.recommend(42, k=2)
     recommender.recommend(42, k=3)  # 3 and 1 are known, 4 is new
-    recommender.recommend(42, k=3)  # 4 has no title, and that is known too
+    recommender.recommend(42, k=3)  # that 4 has no title is cached too
     sent = [request.inputs["item_id"].tolist() for request in asked(transport, "describe_items")]
     assert sent == [[[3, 1]], [[4]]]
 
@@ -200,7 +200,7 @@ def test_a_server_without_titles(make: Make) -> None:
     assert [item.title for item in recommender.recommend(42)] == [None] * 3
     reads = transport.config_reads
     recommender.recommend(42)
-    assert transport.config_reads == reads  # that it has none is remembered
+    assert transport.config_reads == reads  # that there is no model of titles is cached
     assert asked(transport, "describe_items") == []
 
 
@@ -232,7 +232,7 @@ def test_titles_of_another_release_are_asked_again(make: Make) -> None:
     assert recommender.recommend(42, k=1).items[0].title == "Aliens"
 
 
-# What the server says about itself
+# Server information
 
 
 def test_the_configuration_is_read_once(make: Make) -> None:
@@ -316,7 +316,7 @@ def test_an_explanation(make: Make) -> None:
 
 
 def test_an_explanation_of_another_graph(make: Make) -> None:
-    """No ranker, no history, and stages of which this client has never heard."""
+    """An explanation without ranker and history, with stages that this client does not know."""
     recommender, transport = make()
     for name in ("rank_score", "history_row", "history_length", "reorder_reason"):
         del transport.explain_outputs[name]
@@ -479,7 +479,7 @@ def test_more_requests_have_more_time_by_default(make: Make) -> None:
         transport.requests.clear()
         recommender.recommend_many(list(range(6)), titles=False, timeout_s=timeout_s)
         assert len(transport.requests) == 6
-        # As much as nobody loses on the way, so that a machine that halts does not fail this.
+        # The margin of 19 s tolerates a machine that pauses.
         assert expected_s - 19.0 < max(request.timeout_s for request in transport.requests) <= expected_s
     with pytest.raises(DeadlineExceeded):
         recommender.recommend_many(list(range(6)), titles=False, timeout_s=0.25)
@@ -637,7 +637,7 @@ async def test_a_cancelled_call_leaves_nothing_running() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-# Answers of another form
+# Malformed answers
 
 
 class Lying(FakeTransport):

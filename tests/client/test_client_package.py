@@ -1,4 +1,4 @@
-"""What an application imports: every name is where it is said to be, and loads no more than it needs."""
+"""What an application imports: each name exists in its documented place and loads no more than it needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_name_that_is_not_there_is_refused() -> None:
 
 
 def test_a_stage_loads_no_grpc() -> None:
-    """Each instance of a server imports this: gRPC and what it brings would be most of its start."""
+    """Each instance of a server imports it, and importing gRPC would dominate its start-up time."""
     code = (
         "import sys, tiercel_serving.release.opened; print(*{'grpc', 'google', 'asyncio'} & {*sys.modules})"
     )

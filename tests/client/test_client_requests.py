@@ -1,4 +1,4 @@
-"""Arguments → tensors: what is sent, and what is refused before it is sent."""
+"""Arguments → tensors: what is sent, and what is refused before sending."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = (
     RequestColumn("codes", "int64", True, "user"),
     RequestColumn("weights", "float32", True, "user"),
     RequestColumn("member", "bool", False, "user"),
-    # Names from which nothing follows.
+    # Column names that look like companions of others, but are not.
     RequestColumn("trip", "int64", True, "context", "a tensor", "trip__valid"),
     RequestColumn("trip__length", "float32", False, "context"),
     RequestColumn("k", "int64", False, "context", "column k", "k__length"),
@@ -54,7 +54,7 @@ TEXTS = contract(
 
 
 def one(user: Any = 1, rules: Contract = INTS, **arguments: Any) -> dict[str, Any]:
-    """The tensors of a request for one user."""
+    """Return the tensors of a request for one user."""
     filled = {"k": None, **arguments}
     [part] = build_requests(rules, Question.of_one(user, **filled))
     return part.inputs
@@ -109,7 +109,7 @@ def test_lengths_are_sent_only_where_rows_differ() -> None:
 def test_sets_and_candidates_travel_as_they_are() -> None:
     assert one(include={3, 4})["include_item_ids"].tolist() == [[3, 4]]
     [part] = many([1, 2, 3], include=[[7], None, []], candidates=[[5, 5, 1], [], None])
-    assert part.inputs["include_item_ids__length"].tolist() == [[1], [-1], [0]]  # an empty set is nothing
+    assert part.inputs["include_item_ids__length"].tolist() == [[1], [-1], [0]]  # an empty set allows none
     assert part.inputs["candidate_item_ids"].tolist() == [[5, 5, 1], [0, 0, 0], [0, 0, 0]]
     assert part.inputs["candidate_item_ids__length"].tolist() == [[3], [0], [-1]]
     said = refused(one, candidates=list(range(7)))
@@ -127,12 +127,12 @@ def test_long_lists_of_text_travel_packed() -> None:
     assert list(part.inputs) == ["user_id"]
     assert packed.tolist() == [
         [b"\x1e\0\0\0" + "é\0\0b\0".encode() * 10],
-        [b""],  # nothing
+        [b""],  # nothing is excluded
         [b"\2\0\0\0c\0d\0"],
     ]
     [part] = many(["u", "v"], roomy, history=[["a"] * 40, []])
     assert part.inputs["history_item_ids__packed"][1].tolist() == [bytes(4)]
-    # A NUL ends an id there.
+    # Packed ids end at a NUL, so ids with a NUL travel as a tensor.
     assert set(one("u", roomy, exclude=["a\0"] * 40)) == {"user_id", "exclude_item_ids"}
 
 
@@ -155,7 +155,7 @@ def test_lists_are_packed_only_for_a_model_that_takes_them() -> None:
 def test_an_empty_history_is_not_no_history() -> None:
     assert "history_item_ids" not in one(history=None)
     inputs = one(history=[])
-    assert inputs["history_item_ids"].shape == (1, 1)  # no tensor without elements
+    assert inputs["history_item_ids"].shape == (1, 1)  # no tensor is empty
     assert inputs["history_item_ids__length"].tolist() == [[0]]
     assert "exclude_item_ids" not in one(exclude=[])
 
@@ -183,7 +183,7 @@ def test_nulls() -> None:
 
 
 def test_arrow_arrays_and_the_nulls_of_pandas() -> None:
-    """Arrow makes no NumPy array of text, nor of integers beside a null; its integers stay exact."""
+    """Arrow makes no NumPy array of text, nor of integers beside a null, yet its integers stay exact."""
     pd, pa = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     assert one("x", TEXTS, exclude=pa.array(["a", "b"]))["exclude_item_ids"].tolist() == [[b"a", b"b"]]
     codes = one(features={"codes": pa.chunked_array([[2**60 + 1], [4]])})["codes"]
@@ -208,7 +208,7 @@ def test_durations_are_no_numbers() -> None:
 
 
 def test_whole_floats_are_whole_numbers_in_features() -> None:
-    """Pandas makes floats of integers as soon as one is missing."""
+    """Pandas turns integers into floats if one is missing."""
     [part] = many([1, 2], features={"age": np.array([31.0, np.nan])})
     assert part.inputs["age"].tolist() == [[31], [0]]
     assert part.inputs["age: valid"].tolist() == [[True], [False]]
@@ -461,7 +461,7 @@ COMPANIONS = {**LENGTHS, **{column.name: column.companion for column in INTS.col
 
 
 def rows_of(inputs: dict[str, Any], name: str, count: int) -> list[Any]:
-    """What a list tensor says, as the server reads it."""
+    """Return the rows of a list tensor as the server reads it."""
     if name not in inputs:
         return [None] * count
     values = inputs[name].tolist()
@@ -473,7 +473,7 @@ def rows_of(inputs: dict[str, Any], name: str, count: int) -> list[Any]:
 
 
 def scalars_of(inputs: dict[str, Any], name: str, count: int) -> list[Any]:
-    """What a scalar tensor says, as the server reads it."""
+    """Return the values of a scalar tensor as the server reads it."""
     if name not in inputs:
         return [None] * count
     values = inputs[name][:, 0].tolist()

@@ -1,4 +1,4 @@
-"""Over real gRPC: the error map, which errors are tried again, deadlines, TLS, metadata."""
+"""The client over real gRPC: the error map, retries, deadlines, TLS and metadata."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_a_server_that_starts_meanwhile(flavour: str) -> None:
 
 @pytest.mark.parametrize("flavour", WIRES)
 def test_a_server_that_dies_with_the_request_is_not_asked_again(flavour: str) -> None:
-    """Perhaps the request killed it; the next replica shall not get it too."""
+    """The request may have killed it, so it must not be sent to the next replica."""
     server = WireServer(fake())
     with WIRES[flavour](server.url, retry=QUICK, timeout_s=5.0) as recommender:
         recommender.recommend("ü")
@@ -280,7 +280,7 @@ def test_an_event_loop_of_its_own(server: WireServer) -> None:
 
 
 class WrongShape(WireServer):
-    """Says a shape that its bytes do not have."""
+    """Returns a shape that its bytes do not match."""
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         response = super().ModelInfer(request, context)
@@ -304,7 +304,7 @@ def test_answers_that_cannot_be_read(flavour: str) -> None:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and keys and certificates of a server and of a client."""
+    """Create an authority, and keys and certificates of a server and a client."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     place = tmp_path_factory.mktemp("tls")
@@ -361,7 +361,7 @@ def test_tls(flavour: str, secure: WireServer, certificates: Path) -> None:
 def test_the_name_in_the_certificate(
     secure: WireServer, certificates: Path, name: str | None, answers: bool
 ) -> None:
-    """The address is not in the certificate, so the name must be said."""
+    """The address is not in the certificate, so the name must be given."""
     tls = TLS(root_certificates=certificates / "ca.pem", server_name=name)
     with Recommender(f"127.0.0.1:{secure.port}", tls=tls, timeout_s=5.0, retry=QUICK) as recommender:
         if answers:

@@ -1,4 +1,4 @@
-"""Connections of our own against a server that uses all that HTTP/2 allows, and some that it does not."""
+"""Our own connections against a server that uses all that HTTP/2 allows, and some that it does not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server() -> Iterator[Http2Server]:
 
 
 class OnLoop:
-    """An :class:`AsyncDirectChannel` on an event loop in a thread, for callers who wait."""
+    """An :class:`AsyncDirectChannel` on an event loop in a thread, for blocking callers."""
 
     def __init__(self, host: str, port: int) -> None:
         self.loop = asyncio.new_event_loop()
@@ -96,7 +96,7 @@ def failure(channel: Any, message: bytes = b"hello", timeout_s: float = 5.0) -> 
     return error.value.status, error.value.text
 
 
-# What a call says
+# Contents of a call
 
 
 def test_what_a_server_reads(server: Http2Server, channel: Any) -> None:
@@ -143,7 +143,7 @@ def test_fields_of_a_server_are_read(fields: dict[str, str]) -> None:
 
 def test_a_block_that_needs_a_table_is_refused() -> None:
     with pytest.raises(HPACKError):
-        read_fields(b"\xbe")  # the first entry of a table that we keep empty
+        read_fields(b"\xbe")  # the first entry of the dynamic table, which we keep empty
     with pytest.raises(HPACKError):
         read_fields(b"\x3f\xe1\x1f\x88")  # a table of 4,096 bytes
 
@@ -202,12 +202,12 @@ def test_frames_come_whole_however_they_are_cut(sent: list[Any], data: st.DataOb
     assert came == [(*one, len(one[3])) for one in sent]
 
 
-# All that HTTP/2 allows
+# Everything that HTTP/2 allows
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_379, 16_380, 70_000, 3_000_000])
 def test_messages_of_any_size(server: Http2Server, channel: Any, size: int) -> None:
-    """Beyond a frame, and beyond the windows in which a server lets a client send."""
+    """Messages larger than a frame, and larger than the server's flow control windows."""
     message = os.urandom(size)
     server.script.append(Way(body=framed(message[::-1])))
     assert ask(channel, message) == message[::-1]
@@ -221,7 +221,7 @@ def test_a_server_that_changes_its_windows(window: int, connect: Any) -> None:
     server = Http2Server({SettingCodes.INITIAL_WINDOW_SIZE: window, SettingCodes.MAX_FRAME_SIZE: 20_000})
     channel = connect(server.host, server.port)
     try:
-        assert ask(channel, b"first") == b"first"  # before its settings have come
+        assert ask(channel, b"first") == b"first"  # before the server's settings have arrived
         assert ask(channel, b"x" * (30 * window if window < 10_000 else 90_000))
         server.script.append(
             Way(before=lambda conn, stream: conn.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 50_000}))
@@ -267,7 +267,7 @@ def test_pings_settings_and_priorities_within_an_answer(server: Http2Server, cha
 
 
 def test_room_is_made_for_what_comes(channel: Any, server: Http2Server) -> None:
-    """A connection takes more than one window of answers."""
+    """A connection can receive more than one window of answers."""
     server.script += [Way(body=framed(b"a" * 9_000_000))] * 3
     for _ in range(3):
         assert len(ask(channel)) == 9_000_000
@@ -275,7 +275,7 @@ def test_room_is_made_for_what_comes(channel: Any, server: Http2Server) -> None:
     assert connection.http2._taken < 1 << 24
 
 
-# Ends of calls
+# Endings of calls
 
 
 @pytest.mark.parametrize(
@@ -376,12 +376,12 @@ def test_connections_that_were_closed_meanwhile(server: Http2Server, channel: An
 
 
 def slow(server: Http2Server, seconds: float) -> None:
-    """Let the next call take so long."""
+    """Delay the next answer."""
     server.script.append(Way(before=lambda conn, stream: time.sleep(seconds)))
 
 
 def test_a_deadline(server: Http2Server, channel: Any) -> None:
-    """A server that may be told of it has it in the call, and sees the connection close."""
+    """If the deadline may be sent, the call contains it and the connection is closed when it passes."""
     channel.may_cancel = True
     slow(server, 0.3)
     begun = time.perf_counter()
@@ -395,7 +395,7 @@ def test_a_deadline(server: Http2Server, channel: Any) -> None:
 
 
 def test_a_deadline_of_which_the_server_is_not_told(server: Http2Server, channel: Any) -> None:
-    """The connection waits for the late answer, which nobody gets, and is of use again."""
+    """The connection waits for the late answer, drops it, and can be used again."""
     slow(server, 0.3)
     assert failure(channel, b"late", timeout_s=0.1)[0] == "DEADLINE_EXCEEDED"
     assert "grpc-timeout" not in server.calls[0][0]
@@ -403,7 +403,7 @@ def test_a_deadline_of_which_the_server_is_not_told(server: Http2Server, channel
     assert ask(channel, b"meanwhile") == b"meanwhile"
     assert len(server.connections) == 2
     time.sleep(0.4)
-    channel._idle.clear()  # so that a connection is wanted
+    channel._idle.clear()  # so that a connection is needed
     assert ask(channel, b"later") == b"later"
     assert not channel._late
     assert len(server.connections) == 2
@@ -440,7 +440,7 @@ def test_a_deadline_while_bytes_trickle_in(server: Http2Server, channel: Any) ->
 
 
 def test_a_deadline_while_a_server_takes_nothing_more(connect: Any) -> None:
-    """Its window stays shut."""
+    """The server's flow control window stays closed."""
     server = Http2Server()
     server._heed = lambda conn, event, asked: None  # type: ignore[method-assign]
     channel = connect(server.host, server.port)
@@ -468,7 +468,7 @@ async def test_who_cancels_a_call_gives_it_up(server: Http2Server, told: bool) -
     await channel.close()
 
 
-# What is no gRPC server in plain text
+# Servers that are not gRPC in plain text
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_nobody_and_no_such_name(connect: Any) -> None:
     assert "nowhere.invalid" in text
 
 
-# Threads, processes, the end
+# Threads, processes, closing
 
 
 def test_threads_have_a_connection_each(server: Http2Server, channel: Any) -> None:
@@ -551,7 +551,7 @@ def test_closing(server: Http2Server, connect: Any) -> None:
     channel = connect(server.host, server.port)
     assert ask(channel) == b"hello"
     server.script.append(Way(instead=lambda conn, stream: threading.Timer(0.1, channel.close).start()))
-    for _ in range(2):  # the call under way, and a later one
+    for _ in range(2):  # the call in progress, and a later one
         assert failure(channel) == ("CANCELLED", "Channel closed")
     channel.close()
     assert call_fields(METHOD, "a:1") == call_fields(METHOD, "a:1")

@@ -1,4 +1,4 @@
-"""Inferences as bytes: what protobuf itself reads and writes, and answers that do not fit."""
+"""Inferences as bytes: equal to protobuf's own, and malformed answers are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPUTS: dict[str, Any] = {
 
 
 def answer(**arrays: Any) -> Any:
-    """Return a message of Triton's with these outputs."""
+    """Return a Triton message with these outputs."""
     message = service_pb2.ModelInferResponse(model_name="recommend", model_version="1", id="r")
     for name, array in arrays.items():
         kind = {"O": "BYTES", "i": "INT64", "f": "FP32", "b": "BOOL"}[array.dtype.kind]
@@ -34,7 +34,7 @@ def answer(**arrays: Any) -> Any:
 
 
 def test_a_request_is_the_message_that_protobuf_reads() -> None:
-    for number in range(2):  # the second is made of what is remembered
+    for number in range(2):  # the second one uses the cache
         request = InferRequest("recommend", INPUTS, ["item_id", "score"], 1.5, f"r-{number}", {})
         message = service_pb2.ModelInferRequest.FromString(write_request(request))
         assert (message.model_name, message.id) == ("recommend", f"r-{number}")
@@ -65,7 +65,7 @@ def test_an_answer_is_what_protobuf_wrote() -> None:
         for name, array in outputs.items():
             assert found[name].dtype == array.dtype
             np.testing.assert_array_equal(found[name], array)
-    # A later Triton may say more.
+    # A later Triton may send more fields.
     assert read_answer(answer().SerializeToString() + b"\xa2\x06\x03new\xa8\x06\x07") == {}
 
 

@@ -1,4 +1,4 @@
-"""Dates and times as the whole numbers that a request carries: exact, or refused."""
+"""Dates and times as the integers that a request carries: exact, or refused."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A gRPC server in this process that speaks Triton's protocol: the fake recommender behind real wires.
+"""A gRPC server in this process that speaks Triton's protocol: the fake recommender behind a real connection.
 
-``script`` holds what the next inferences shall end with instead of an answer.
+``script`` holds the outcomes of the next inferences, in place of answers.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, fake: FakeTransport, *, port: int = 0, credentials: grpc.ServerCredentials | None = None
     ) -> None:
         self.fake = fake
-        #: What the next inferences end with: a status and its message, or seconds to be slow.
+        #: Outcomes of the next inferences: a status and its message, or a delay in seconds.
         self.script: deque[tuple[grpc.StatusCode, str] | float] = deque()
         self.version = "9.9"
         self.requests: list[Any] = []
         self.metadata: list[dict[str, Any]] = []
-        #: Seconds that the calls said they had left; a year and more where they said nothing.
+        #: Seconds that were left at each call; more than a year without a deadline.
         self.time_remaining: list[float] = []
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
@@ -63,7 +63,7 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.server.start()
 
     def stop(self) -> None:
-        """Break off whatever is under way."""
+        """Abort all calls in progress."""
         stopped = self.server.stop(None)
         self.go_on.set()
         stopped.wait()

@@ -1,4 +1,4 @@
-"""The entry point of the images, run outside of a container, with a release on a real server."""
+"""Fixtures: the images' entry point, run outside of a container with a release on a real server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCKER = Path(__file__).parents[2] / "docker"
 
 
 def tool(name: str) -> str:
-    """Where a program lies that is not Python's own: beside the running Python, or on PATH; else skip."""
+    """Return the path of an external program, beside the running Python or on PATH; skip if it is missing."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if found is None:
         pytest.skip(f"{name} is not installed: .ci/run and docker/README.md say where it comes from")
@@ -27,7 +27,7 @@ def tool(name: str) -> str:
 
 
 def entrypoint(place: Path, *arguments: str, tiercel: str = "", **variables: str) -> subprocess.Popen[str]:
-    """Start the entry point with the command ``tiercel``, or a shell script in its place, first on PATH."""
+    """Start the entry point, with ``tiercel`` or a shell script in its place first on PATH."""
     command = place / "tiercel"
     run = f"'{sys.executable}' -c 'from tiercel_serving.commands.main import main; main()' \"$@\""
     command.write_text(f"#!/bin/sh\n{tiercel or 'exec ' + run}\n")
@@ -44,7 +44,7 @@ def entrypoint(place: Path, *arguments: str, tiercel: str = "", **variables: str
 
 @dataclass
 class Container:
-    """What a container of the image would run, and what it said until it served."""
+    """What a container of the image runs, and its output until it served."""
 
     process: subprocess.Popen[str]
     document: dict[str, Any]
@@ -61,7 +61,7 @@ class Container:
 def container(text_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     place = tmp_path_factory.mktemp("container")
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    # The default address is every one of the machine's, which a container's network is there to bound.
+    # The default address is all interfaces, which only a container's network restricts.
     options = ["--host", "127.0.0.1", *ports, "--json", "--", "--log-verbose=0"]
     with entrypoint(place, str(text_release), *options) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""``docs/compatibility.md`` is its table, and the table what pyproject.toml and the embedded Triton say."""
+"""``docs/compatibility.md`` equals its table, which agrees with pyproject.toml and the embedded Triton."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dockerfile and compose files, as far as they can be tried without a container engine."""
+"""Dockerfile and compose files, as far as they can be tested without a container engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMPOSE = ("compose.yaml", "compose.cpu.yaml")
 
 
 def instructions() -> list[tuple[str, str, str]]:
-    """The Dockerfile's target, instruction and the rest of it, in order."""
+    """Return the Dockerfile's (target, instruction, arguments), in order."""
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.M).replace("\\\n", " ")
     found, target = [], ""
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -39,7 +39,7 @@ def of_target(target: str, instruction: str) -> list[str]:
 
 
 def services(name: str) -> dict[str, Any]:
-    """The services of a compose file, with what they take from another."""
+    """Return the services of a compose file, with those that they extend merged in."""
     document = yaml.safe_load((DOCKER / name).read_text(encoding="utf-8"))
     for key, service in document["services"].items():
         if "extends" in service:
@@ -133,7 +133,7 @@ def test_nobody_is_told_that_the_images_have_run() -> None:
 
 @pytest.mark.parametrize("name", COMPOSE)
 def test_services_are_shut_in(name: str) -> None:
-    """Not root, nothing writable but what is named, no new rights, and no port open to other machines."""
+    """Services run without root, with only named writable paths, no new privileges, and no public port."""
     targets = {target for target, _, _ in instructions()}
     for key, service in services(name).items():
         assert service["read_only"] is True, key

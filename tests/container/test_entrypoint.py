@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Wait for its end, and until nobody holds its output open: not the follower of Triton's log either."""
-    process.wait(30)  # first, since the follower takes a process that nobody has waited for to live
+    """Wait until it ends and nothing holds its output open, including the follower of Triton's log."""
+    process.wait(30)  # first, because the follower sees a process that has not been waited for as alive
     return process.communicate(timeout=10)
 
 
 def test_it_serves_a_release(container: Container, text_release: Path) -> None:
-    """As the container's probe sees it; Triton's own log is on the container's output."""
+    """Checked as by the container's probe; Triton's own log is in the container's output."""
     from tiercel_client import Recommender
 
     assert container.document["release"] == str(text_release)
@@ -82,7 +82,7 @@ def test_plans_are_built_and_verified_before_triton_starts(tmp_path: Path) -> No
 
 
 def test_a_signal_ends_it_with_0_and_all_that_it_started(tmp_path: Path) -> None:
-    """`docker stop` sends SIGTERM to the first process, which the shell has become."""
+    """`docker stop` sends SIGTERM to the first process, by then no longer the shell but `tiercel`."""
     with entrypoint(
         tmp_path, "/release", tiercel="trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done"
     ) as process:

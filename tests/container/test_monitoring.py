@@ -23,7 +23,7 @@ DASHBOARD = json.loads((DOCKER / "grafana/dashboards/tiercel.json").read_text(en
 ALERTS = DOCKER / "prometheus/alerts.yaml"
 DATASOURCES = DOCKER / "grafana/provisioning/datasources/prometheus.yaml"
 
-#: Triton has these on a machine with a GPU alone (its docs/user_guide/metrics.md).
+#: Triton has these only on a machine with a GPU (its docs/user_guide/metrics.md).
 GPU_METRICS = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes"}
 
 
@@ -40,7 +40,7 @@ def alerts() -> dict[str, str]:
 
 
 def drawn() -> dict[str, str]:
-    """What each panel draws, by title and letter, with Grafana's variables filled in."""
+    """Return each panel's expressions by title and letter, with Grafana's variables filled in."""
     return {
         f"{panel['title']} {target['refId']}": target["expr"]
         .replace("$__rate_interval", "1m")
@@ -130,7 +130,7 @@ class Prometheus:
             try:
                 if self.ask("query", query=expression)["result"]:
                     return
-            except OSError:  # it has not begun to listen, or is still reading its (empty) storage
+            except OSError:  # not listening yet, or still reading its (empty) storage
                 pass
             time.sleep(0.2)
         pytest.fail(f"{expression}: nothing after {timeout_s:g} s; {self.ask('targets')}")
@@ -138,7 +138,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(container: Container, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Prometheus with the deployment's own configuration; only the address and the pace are others."""
+    """Run Prometheus with the deployment's configuration; only address and intervals differ."""
     program = tool("prometheus")
     place = tmp_path_factory.mktemp("prometheus")
     address = container.document["metrics"].removeprefix("http://").removesuffix("/metrics")
@@ -166,14 +166,14 @@ def prometheus(container: Container, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_a_prometheus_reads_a_real_server(container: Container, prometheus: Prometheus) -> None:
-    """Every panel but the GPU's has something to draw, and every alert is quiet."""
+    """Every panel except the GPU's has data, and no alert fires."""
     from tiercel_client import Recommender
 
     prometheus.wait_for('up{job="triton"} == 1')
     with Recommender(container.document["grpc"]) as recommender:
         recommender.health(timeout_s=10)
         recommender.recommend(container.document["user"])
-    # Two scrapes after the answers, which the server counts within a second: then there are rates.
+    # Rates need two scrapes after the answers, which the server counts within a second.
     prometheus.wait_for("sum(rate(tiercel_answers_total[1m])) > 0")
     for name, expression in drawn().items():
         if not GPU_METRICS & set(re.findall(r"\w+", expression)) and "ALERTS" not in expression:

@@ -1,4 +1,4 @@
-"""Data that the tests of this folder share."""
+"""Data fixtures shared by this folder's tests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every value of a Parquet file comes as it is, or is refused with its column: integers, times, parts."""
+"""Every value of a Parquet file is read exactly, or refused by column: integers, times, nested parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def by_pandas(values: Any) -> np.ndarray:
 
 
 def as_it_came(read: np.ndarray, values: list[int | None]) -> bool:
-    """Whether each integer is there, whatever the dtype, and each null is NaN."""
+    """Return whether each integer is equal, whatever the dtype, and each null is NaN."""
     return all(
         np.isnan(got) if value is None else int(got) == value
         for got, value in zip(read.tolist(), values, strict=True)
@@ -51,7 +51,7 @@ def integer_type(values: list[int]) -> pa.DataType:
 
 
 def masked(values: list[int | None], dtype: type) -> Any:
-    """Return pandas' nullable integers; its own constructor would pass wide ones through floats."""
+    """Return pandas' nullable integers; pandas' own constructor would pass wide ones through floats."""
     known = np.array([0 if value is None else value for value in values], dtype)
     return pd.arrays.IntegerArray(known, np.array([value is None for value in values]))
 
@@ -359,7 +359,7 @@ def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["plain", "dictionary", "list"])
 def test_text_that_is_not_utf8(form: str) -> None:
-    """Arrow, and so whoever writes a file with it, takes any bytes for text."""
+    """Arrow, and so anything that writes files with it, accepts any bytes as text."""
     offsets = pa.py_buffer(np.array([0, 1, 3], np.int32))
     text = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a\xff\xfe")])
     if form == "dictionary":

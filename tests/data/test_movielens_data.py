@@ -1,4 +1,4 @@
-"""MovieLens-100K: the real one where it is found, and a tiny one of the same form for what can go wrong."""
+"""MovieLens-100K: the real one where available, and a tiny one in the same format for errors."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ GENRES = "unknown|0\nAction|1\nComedy|2\n\n"
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that holds a tiny ml-100k, which the checks take for the whole one."""
+    """Return a folder with a tiny ml-100k, which passes the checks as the whole one."""
     folder = tmp_path / "found" / "ml-100k"
     folder.mkdir(parents=True)
     for name, text in (("u.data", RATINGS), ("u.user", USERS), ("u.item", ITEMS), ("u.genre", GENRES)):
@@ -110,7 +110,7 @@ def test_is_downloaded_with_progress_and_appears_whole(tiny: Path, tmp_path: Pat
     assert len(dataset.interactions) == 9
     assert told[-1] == ("downloading ml-100k.zip", len(content), len(content))
     assert [path.name for path in target.iterdir()] == ["ml-100k"]
-    # The second time it is found, and the network is not asked.
+    # The second time it is found without the network.
     again = movielens_100k.load_ml_100k(data_dir=target, transport=httpx.MockTransport(no_network))
     assert len(again.interactions) == 9
 

@@ -1,4 +1,4 @@
-"""MovieLens in each form of GroupLens': the same tables from all, and what is in none of them is told."""
+"""MovieLens in each of GroupLens' formats: equal tables from all, and clear errors for other files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_form_gives_the_same_tables(tmp_path: Path, files: Mapping[str, st
     items = dataset.items.set_index("item_id")
     assert items.title.to_dict() == TITLES
     assert items.genres.tolist() == [["Noir", "Comedy"], ["Comedy"], []]
-    # The title's year is the film's, and the release date stands in for it.
+    # The year comes from the title, or else from the release date.
     assert items.year.fillna(0).tolist() == [1995, 1963, 1996 if "u.item" in files else 0]
     if files is TABLES:
         assert dataset.users.to_dict("list") == {"user_id": [5, 70]}

@@ -1,4 +1,4 @@
-"""Your own tables: what is read, and each way in which files and schema may not fit."""
+"""Own tables: what is read, and every mismatch of files and schema."""
 
 from pathlib import Path
 

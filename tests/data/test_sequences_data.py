@@ -67,7 +67,7 @@ def test_a_relative_path_starts_where_data_sets_are(tmp_path: Path, monkeypatch:
         assert load_dataset(Sequences("s.txt"), data_dir=told).users.user_id.tolist() == [user]
     whole = load_dataset(Sequences(str(tmp_path / "here" / "s.txt")))
     assert whole.users.user_id.tolist() == [0]
-    # A folder that was named is where it must be.
+    # With an explicit folder, no other place is searched.
     with pytest.raises(DataMissing, match=r"a relative path starts at --data-dir, else \$TIERCEL_DATA_DIR"):
         load_dataset(Sequences("s.txt"), data_dir=tmp_path)
 
@@ -80,7 +80,7 @@ def test_the_last_two_of_each_user_are_test_and_validation(tmp_path: Path) -> No
         name: sorted(map(tuple, getattr(split, name)[["user_id", "item_id"]].to_numpy().tolist()))
         for name in ("train", "valid", "test")
     }
-    # Who has one item keeps it, also after another was taken.
+    # A user's only item stays in training, even if others are removed before.
     assert parts == {
         "train": [(7, 1), (7, 3), (8, 1), (9, 2)],
         "valid": [(7, 2)],

@@ -1,4 +1,4 @@
-"""Splits: the published one for MovieLens-100K, and what holds for any data."""
+"""Splits: the published one for MovieLens-100K, and properties for any data."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from tiercel_pipelines.errors import DataError
 
 
 def published_split(data: pd.DataFrame, ratio: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The protocol of the published benchmarks, as its words say: a slow, plain oracle."""
+    """Return the split of the published benchmarks, following its description: a slow, plain oracle."""
     random = pd.Series(np.random.RandomState(seed).rand(len(data)), index=data.index)
     rank = random.groupby(data.user_id).rank(method="first")
     first = rank / data.user_id.map(data.user_id.value_counts()) <= ratio
@@ -81,7 +81,7 @@ def test_what_a_user_came_back_to_is_in_one_part(
     assert sorted([*parts[0].index, *parts[1].index]) == data.index.tolist()
     pairs = [set(zip(part.user_id, part.item_id, strict=True)) for part in parts]
     assert not pairs[0] & pairs[1]
-    # The same as the split of the data without its repeats, row by row.
+    # Equals the split of the data without repeats, row by row.
     once = data.drop_duplicates()
     for part, alone in zip(parts, stratified_split(once, "user_id", ratio, seed), strict=True):
         pd.testing.assert_frame_equal(part[part.index.isin(once.index)], alone)
@@ -113,7 +113,7 @@ EVENTS = [("a", 1, 5), ("a", 2, 9), ("b", 1, 3), ("a", 1, 11), ("c", 4, 1), ("b"
 
 def test_leave_one_out_takes_the_latest_of_each() -> None:
     split = split_dataset(timed(EVENTS), by="leave_one_out")
-    # The latest of a is item 1 again: both times go to the test. The one of c stays: there is no other.
+    # The latest of a is item 1 again: both events go to the test. The one of c stays: there is no other.
     assert split.test.index.tolist() == [0, 2, 3]
     assert split.valid.index.tolist() == [6]
     assert split.train.index.tolist() == [1, 4, 5]
@@ -123,7 +123,7 @@ def test_leave_one_out_takes_the_latest_of_each() -> None:
 
 def test_time_cuts_once_for_all() -> None:
     split = split_dataset(timed(EVENTS), by="time", train=0.6, validation=0.25)
-    # Pairs by when they began: c4, b3, b1, a1 | a2, a3.
+    # Pairs by their first event: c4, b3, b1, a1 | a2, a3.
     assert split.test.index.tolist() == [1, 6]
     assert split.valid.index.tolist() == [0, 3]
     assert split.train.index.tolist() == [2, 4, 5]

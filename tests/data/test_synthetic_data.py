@@ -1,4 +1,4 @@
-"""The synthetic data set: the same for the same arguments, every type of column, structure to learn."""
+"""The synthetic data set: reproducible, with every type of column, and with structure to learn."""
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ def test_every_type_of_column(ids: str) -> None:
     assert dataset.context_columns == ("device", "hour")
     if ids == "int":
         assert users.user_id.dtype == np.int64
-        # An id must never be a row by chance.
+        # No id may happen to be a row number.
         assert not set(items.item_id) & set(range(len(items)))
     else:
         assert all(not text.isascii() for text in users.user_id)
@@ -69,7 +69,7 @@ def test_progress_reaches_the_end() -> None:
 
 
 def test_there_is_something_to_learn() -> None:
-    """A linear item-to-item model (EASE) beats popularity by far on held-out interactions."""
+    """A linear item-to-item model (EASE) clearly beats popularity on held-out interactions."""
     dataset = load_dataset(Synthetic())
     train, test = stratified_split(dataset.interactions, "user_id")
     users = pd.Index(dataset.users.user_id)

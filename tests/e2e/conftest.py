@@ -1,6 +1,6 @@
 """Two recommenders, trained, exported and served on a real Triton once for all end-to-end tests.
 
-``movielens`` is what the README's reader trains and exports, on real data where it is found; ``synthetic``
+``movielens`` is what a reader of the README trains and exports, on real data where available; ``synthetic``
 has string ids, context, lists and nulls. Both are trained for one epoch: parity does not need good models.
 One server holds both layouts: ``recommend`` is fused, ``recommend_staged`` is staged.
 """
@@ -32,7 +32,7 @@ from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.supervise import TritonServer
 
 LAYOUTS = {"fused": "recommend", "staged": "recommend_staged"}
-#: What runs the stages of each: every test of this folder is made on both. Tiercel's own where it was built.
+#: The runner of each recommender, so that every test covers both; Tiercel's own backend if it was built.
 RUNNERS = {"movielens": "python", "synthetic": "tiercel" if backend.library() else "python"}
 
 
@@ -68,7 +68,7 @@ class Served:
 
     @cached_property
     def client(self) -> grpcclient.InferenceServerClient:
-        """A plain gRPC client, for requests that ours would refuse to send."""
+        """A plain gRPC client, for requests that our client would refuse to send."""
         return grpcclient.InferenceServerClient(self.server.grpc_url)
 
     @property
@@ -90,12 +90,12 @@ def ml_100k_missing() -> str | None:
 
 
 def data_dir() -> Path:
-    """Where data sets are."""
+    """Return the folder of data sets."""
     return Path(os.environ.get("TIERCEL_DATA_DIR", ROOT / "data"))
 
 
 def trained_synthetic(place: Path) -> tuple[TrainedRun, Release]:
-    """Train and export the recipe with everything in it, no longer than parity needs."""
+    """Train the recipe that covers all features, only as long as parity needs, and export it."""
     recipe = load_recipe("synthetic")
     recipe = replace(
         recipe,
@@ -109,14 +109,14 @@ def trained_synthetic(place: Path) -> tuple[TrainedRun, Release]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cached_export() -> Iterator[None]:
-    """A run is exported again behind another index, with the same models."""
+    """Exporting a run again with another index reuses its models."""
     with cached_export():
         yield
 
 
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    """The README's reader, who has typed nothing yet."""
+    """Return a reader of the README who has not typed any command yet."""
     return Reader(tmp_path_factory.mktemp("reader"), data_dir(), ml_100k_missing() is None)
 
 
@@ -124,7 +124,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 def served(
     request: pytest.FixtureRequest, reader: Reader, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """A server with both layouts of one release."""
+    """Serve both layouts of one release."""
     place = tmp_path_factory.mktemp(request.param)
     if request.param == "synthetic":
         run, made = trained_synthetic(place)
@@ -136,7 +136,7 @@ def served(
         made = open_release(reader.place / "releases" / "movielens")
     recipe = run.record.recipe
     dataset = load_dataset(recipe.dataset)
-    # A store changes no answer until something is written; `test_live_store.py` writes, and takes it back.
+    # A store changes no answer until something is written; `test_live_store.py` undoes its writes.
     release = Release(made.path, made.manifest, Embedded(path=str(place / "store")))
     repository = place / "repository"
     runner = RUNNERS[request.param]

@@ -1,4 +1,4 @@
-"""Requests as bytes on the wire, without our client and its checks: what a stranger would send."""
+"""Raw requests that bypass our client and its checks, as any other client could send them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def raw_infer(
     outputs: tuple[str, ...] = ANSWER,
     timeout_s: float = 30.0,
 ) -> dict[str, np.ndarray]:
-    """Send arrays as they are; strings as object arrays."""
+    """Send arrays unchanged; strings are object arrays."""
     tensors, wanted = raw_request(inputs, outputs)
     result = client.infer(model, tensors, outputs=wanted, client_timeout=timeout_s)
     return {name: result.as_numpy(name) for name in outputs}
@@ -29,7 +29,7 @@ def raw_infer(
 def raw_request(
     inputs: Mapping[str, Any], outputs: tuple[str, ...] = ANSWER
 ) -> tuple[list[grpcclient.InferInput], list[grpcclient.InferRequestedOutput]]:
-    """What tritonclient takes of a request."""
+    """Return tritonclient's inputs and outputs of a request."""
     tensors = []
     for name, value in inputs.items():
         array = np.asarray(value)

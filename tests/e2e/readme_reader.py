@@ -1,4 +1,4 @@
-"""Somebody who types the README's commands, in its order, as they are written there.
+"""Type the README's commands as written, in their order.
 
 Only what would collide or take long is replaced: the ports, the number of epochs, and MovieLens by the
 synthetic recipe where its data is not found.
@@ -34,7 +34,7 @@ def blocks(language: str) -> list[str]:
 
 
 def shell_lines() -> list[str]:
-    """Commands without their comments; one command a line."""
+    """Return the commands without their comments, one per line."""
     lines = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
     return [line for line in lines if line]
 
@@ -50,26 +50,26 @@ def free_ports(count: int) -> list[int]:
 
 
 def typed_lines() -> list[str]:
-    """All commands but those that set things up: CI and a fresh clone type them."""
+    """Return all commands except those for setting up, which CI and a fresh clone cover."""
     return [line for line in shell_lines() if not line.startswith(("make ", "source ", "pip "))]
 
 
 class Reader:
-    """The reader, in an empty folder.
+    """A reader of the README, in an empty folder.
 
     Parameters
     ----------
     place
         The folder.
     data_dir
-        Where data sets are.
+        The folder of data sets.
     has_movielens
-        Whether MovieLens-100K is among them.
+        Whether MovieLens-100K is there.
     """
 
     def __init__(self, place: Path, data_dir: Path, has_movielens: bool) -> None:
         self.place = place
-        #: Command → what it printed, of what has been typed.
+        #: Command → its output, for all commands typed so far.
         self.printed: dict[str, str] = {}
         http, grpc, metrics = free_ports(3)
         self.replacements = {"localhost:8000": f"localhost:{http}", "localhost:8001": f"localhost:{grpc}"}
@@ -104,7 +104,7 @@ class Reader:
             assert self.server.stdout is not None
             return self.server.stdout.readline()
         if line.startswith("tiercel export runs/"):
-            # Here, where what it imports is imported: ten seconds of a processor.
+            # In this process, whose imports are done: that saves ten seconds of CPU time.
             return self.typed_here(command)
         done = subprocess.run(
             command, shell=True, cwd=self.place, env=self.environment, capture_output=True, text=True
@@ -113,7 +113,7 @@ class Reader:
         return done.stdout
 
     def typed_here(self, command: str) -> str:
-        """Run a command of ours in this process."""
+        """Run a `tiercel` command in this process."""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.place)
             patch.setenv("TIERCEL_DATA_DIR", self.environment["TIERCEL_DATA_DIR"])
@@ -127,7 +127,7 @@ class Reader:
             self.server.wait(timeout=30)
 
     def type_through(self, last: str = "") -> None:
-        """Type what has not been typed yet, through the first command that begins so, or all."""
+        """Type the remaining commands up to the first one that starts with ``last``, or all."""
         for line in typed_lines():
             if line not in self.printed and not (line.startswith("curl") and shutil.which("curl") is None):
                 self.printed[line] = self.type(line)
@@ -137,9 +137,9 @@ class Reader:
                 return
 
     def wait_until_answered(self, timeout_s: float = 60.0) -> None:
-        """Do what the README's reader does, who opens another terminal once the URLs are printed."""
+        """Wait for the server, as a reader who opens another terminal once the URLs are printed."""
         end = time.monotonic() + timeout_s
-        # Not by the command, each of which would take a second of the processor that the server starts on.
+        # Polling by the command would take a second of CPU time each time, while the server starts.
         ready = f"http://{self.typed('localhost:8000')}/v2/health/ready"
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(ready, timeout=5):

@@ -1,4 +1,4 @@
-"""Input that is odd but answered: each case has a defined answer, which is an answer and not an error."""
+"""Unusual but valid input: each case has a defined answer, not an error."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_what_a_user_already_had_may_come_if_the_request_allows_it(
     for asked in (user, served.unknown_user):
         sent = recommender.recommend(asked, k=k, allow_seen=True, history=history)
         assert_right(served, Question(asked, k=k, allow_seen=True, history=history), sent)
-    # In one request, each as it asks.
+    # In one request, where each user has its own setting.
     users, allowed = [user, user, served.unknown_user], [True, False, True]
     answers = recommender.recommend_many(users, k=k, allow_seen=allowed)
     for asked, allow, answer in zip(users, allowed, answers, strict=True):
@@ -99,7 +99,7 @@ def test_what_a_user_already_had_may_come_if_the_request_allows_it(
 
 
 def test_a_set_of_what_may_come(served: Served, recommender: Recommender) -> None:
-    """A set is the same as to exclude all the rest: its best items come, however deep they lie."""
+    """Including a set equals excluding all other items: its best items come, however low their rank."""
     items, user = all_items(served), served.known_user
     for step in (2, 7, 40):
         include, rest = items[::step], [item for row, item in enumerate(items) if row % step]
@@ -110,7 +110,7 @@ def test_a_set_of_what_may_come(served: Served, recommender: Recommender) -> Non
     assert recommender.recommend(user, include=[]).items == ()
     strange: list[Any] = UNICODE_IDS[:4] if isinstance(items[0], str) else [-1, 2**62]
     assert recommender.recommend(user, include=strange).items == ()
-    # In one request, each as it asks.
+    # In one request, where each user has its own set.
     both = recommender.recommend_many([user] * 3, include=[items[::7], None, []])
     assert_right(served, served.question(exclude=[i for row, i in enumerate(items) if row % 7]), both[0])
     assert_right(served, served.question(), both[1])

@@ -1,4 +1,4 @@
-"""An approximate index: the reference starts from the served candidates, and recall is checked by itself."""
+"""An approximate index: the reference starts from the served candidates, and recall is tested separately."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiercel_pipelines.recipe import Index, replace
 from tiercel_serving.release.opened import Release
 from tiercel_serving.settings import STATUS_NAMES
 
-#: One of the two is enough of a check that takes a further export; with ``--slow`` both.
+#: One recommender suffices here, as each takes another export; both run with ``--slow``.
 pytestmark = pytest.mark.parametrize(
     "served", ["synthetic", pytest.param("movielens", marks=pytest.mark.slow)], indirect=True, scope="session"
 )
@@ -31,13 +31,13 @@ INDEX = Index("two_tower", factory="IVF16,Flat", parameters={"nprobe": 12}, min_
 def approximate(
     served: Served, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Release, grpcclient.InferenceServerClient]]:
-    """The same run behind an IVF index that looks into three of four of its lists."""
+    """Serve the same run with an IVF index that probes three of its four lists."""
     record = served.run.record
     serving = replace(record.recipe.serving, sources=(INDEX, *record.recipe.serving.sources[1:]))
     recipe = replace(record.recipe, serving=serving)
     run = dataclasses.replace(served.run, record=replace(record, recipe=recipe))
     with pytest.MonkeyPatch.context() as patch:
-        # So few items are else looked at one by one.
+        # So few items would otherwise be searched exactly.
         patch.setattr("tiercel_serving.sources.index.EXACT_ITEMS", 0)
         patch.setattr("tiercel_serving.sources.index_build._cost", lambda *_: 0.1)
         release = export_run(run, tmp_path_factory.mktemp("approximate") / "release")

@@ -1,4 +1,4 @@
-"""Requests of a Triton batch run together, and Triton's own metrics port says what was answered."""
+"""Requests in a Triton batch run together, and Triton's metrics port reports the answers."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ MODELS = {"fused": ("chain",), "staged": ("user_features", "retrieval", "ranking
 
 
 def models(served: Served, layout: str) -> tuple[str, ...]:
-    """The models that run stages; in the server's process `recommend` is the fused one itself."""
+    """Return the models that run stages; in Tiercel's own backend `recommend` itself is the fused one."""
     own = layout == "fused" and not served.client.is_model_ready("chain")
     return ("recommend",) if own else MODELS[layout]
 
 
 def counts(served: Served, model: str) -> tuple[int, int]:
-    """How many rows a model has answered, and in how many runs."""
+    """Return how many rows a model has answered, and in how many executions."""
     [stats] = served.client.get_inference_statistics(model).model_stats
     return stats.inference_count, stats.execution_count
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_requests_of_every_length_run_together(served: Served, layout: str) -> None:
-    """Variable-length inputs must not keep requests apart, nor must absent ones."""
+    """Requests with variable-length or absent inputs must still be batched together."""
     items = served.run.items[served.dataset.item_id].tolist()
     users = served.run.users[served.dataset.user_id].tolist()
     dtype = object if isinstance(users[0], str) else np.int64
     before = {model: counts(served, model) for model in models(served, layout)}
-    # Full batches go first: the others are sent without waiting, and meet in the queue behind them.
+    # Full batches go first; the others are sent without waiting and are batched in the queue behind them.
     requests = [raw_request({"user_id": np.array([[user] for user in users[:64]], dtype=dtype)})] * 16
     for number in range(400):
         inputs = {"user_id": np.array([[users[number % len(users)]]], dtype=dtype)}
@@ -57,7 +57,7 @@ def test_requests_of_every_length_run_together(served: Served, layout: str) -> N
         assert (answer.as_numpy("count") == served.release.settings.k_default).all()
     for model, (rows, runs) in before.items():
         rows_now, runs_now = counts(served, model)
-        until = time.monotonic() + 10  # Triton counts a run after it has answered
+        until = time.monotonic() + 10  # Triton counts an execution after it has answered
         while rows_now - rows < 16 * 64 + 400 and time.monotonic() < until:
             time.sleep(0.05)
             rows_now, runs_now = counts(served, model)

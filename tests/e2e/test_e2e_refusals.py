@@ -1,4 +1,4 @@
-"""Bad input is refused with a clear error for that request alone, and the next request is served."""
+"""A bad request gets a clear error of its own, and the next request is answered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Inputs = dict[str, Any]
 
 
 def ids(served: Served, *rows: Any) -> np.ndarray:
-    """Raw ids of users, or of items in a row, in the dtype of this release."""
+    """Return rows of raw user or item ids in this release's dtype."""
     return np.array(rows, dtype=object if isinstance(rows[0], str) else np.int64)
 
 
@@ -34,7 +34,7 @@ def wrong_user_type(served: Served) -> Inputs:
 
 
 def infinite(served: Served) -> Inputs:
-    """An infinity in a column of numbers; where the recipe's users have only integers, in one of those."""
+    """Return a request with -inf in a numeric column; in an integer one, as float32, if none is float."""
     columns = [c for c in served.release.manifest.request_columns if not c.is_list and c.dtype != "bytes"]
     entry = min(columns, key=lambda c: not c.dtype.startswith("float"))
     dtype = entry.dtype if entry.dtype.startswith("float") else "float32"
@@ -58,7 +58,7 @@ def length_of(value: int) -> Callable[[Served], Inputs]:
     }
 
 
-#: What is sent → words that the error must hold.
+#: Case → the inputs to send, and words that the error must contain.
 REFUSED: dict[str, tuple[Callable[[Served], Inputs], str]] = {
     "user id of the wrong type": (wrong_user_type, "user_id"),
     "k of zero": (k_of(0), "k must be 1 to"),
@@ -102,7 +102,7 @@ def test_refused_alone_and_the_next_is_served(served: Served, case: str, layout:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_bad_request_does_not_harm_its_neighbours(served: Served, layout: str) -> None:
-    """Many at once, so that Triton puts good and bad ones into the same batches."""
+    """Many are sent at once, so that Triton batches good and bad ones together."""
     from concurrent.futures import ThreadPoolExecutor
 
     expected = raw_infer(served.client, one_user(served), model=LAYOUTS[layout])

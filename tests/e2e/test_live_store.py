@@ -1,4 +1,4 @@
-"""What is written while a real Triton serves counts in its next answer, in both layouts."""
+"""A write while a real Triton serves takes effect in the next answer, in both layouts."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def plain(value: Any) -> Any:
 
 
 def row(served: Served, at: int, columns: list[str]) -> dict[str, Any]:
-    """Values of another user, without nulls."""
+    """Return another user's values, without nulls."""
     values = {name: plain(served.run.users[name].iloc[at]) for name in columns}
     return {name: value for name, value in values.items() if value == value and value is not None}
 
 
-# That what a request sends has the right answer, other tests hold to the reference.
+# Other tests compare answers with sent values to the reference.
 
 
 def test_a_view_counts_in_the_next_answer(
@@ -70,7 +70,7 @@ def test_a_view_counts_in_the_next_answer(
         assert item not in {one.item_id for one in answer.items}
         history.append(item)
         assert recommender.recommend(user, history=history).items == answer.items
-    # The write and the whole request; a busy machine may pause either.
+    # Time of the write and the whole request; the minimum, as a busy machine may pause.
     assert min(waits) < 0.05
     store.remove(user)
     assert recommender.recommend(user, history=history).items == answer.items
@@ -122,16 +122,16 @@ def test_a_withdrawn_item_comes_no_more_until_it_is_put_again(
         return [one.item_id for one in recommender.recommend(user, k=2).items]
 
     def wait_for(condition: Callable[[], bool]) -> None:
-        # Each model sees a change by itself, and of two writes maybe the first alone.
+        # Each model sees a change on its own, and may see only the first of two writes.
         while not condition() and time.monotonic() < until:
             time.sleep(EVERY_S)
 
     user, items = served.known_user, ItemStore.open(served.release)
-    until = time.monotonic() + 60  # of a machine that others use
+    until = time.monotonic() + 60  # generous, as the machine may be shared
     opened = Release(served.release.path, served.release.manifest, served.release.store_kind)
     with Recommender(transport=LocalTransport(opened)) as here:
         gone = [one.item_id for one in here.recommend(user, k=2).items]
-    # The other layout's test may have given back what this layout's models have not seen yet.
+    # The other layout's test may have put items again that this layout's models have not seen yet.
     wait_for(lambda: first_two() == gone)
     items.withdraw(gone)
     try:
@@ -169,10 +169,10 @@ def test_new_items_live_in_two_instances_of_both_layouts(served: Served, tmp_pat
         items.put("new 2", values)
         items.withdraw(["new 2", like])
         listed = ["new 1", "new 2", like]
-        until = time.monotonic() + 60  # of a machine that others use
+        until = time.monotonic() + 60  # generous, as the machine may be shared
         for client in clients:
             right = 0
-            while right < 8 and time.monotonic() < until:  # whichever instance answers
+            while right < 8 and time.monotonic() < until:  # each instance may answer
                 answer = client.recommend(user, candidates=listed)
                 right = right + 1 if [one.item_id for one in answer.items] == ["new 1"] else 0
         for _ in range(8):

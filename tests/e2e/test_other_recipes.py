@@ -1,4 +1,4 @@
-"""Recipes of other forms, from training to a real Triton: several retrieval families, and no ranker."""
+"""Other kinds of recipes, from training to a real Triton: several retrieval families, and no ranker."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tiercel_pipelines.recipe import (
 from tiercel_pipelines.training import train_recipe
 from tiercel_serving.settings import STATUS_NAMES
 
-#: Names of columns as people write them: that are one without accents, in another case, or to Unicode's
-#: compatibility forms; marks that shells, paths, JSON and Triton read; and tensors of the served graph.
+#: Column names as people write them. Some are equal without accents, in lower case or after Unicode
+#: normalisation; some have special characters of shells, paths, JSON or Triton; some name graph tensors.
 ODD: Mapping[str, str] = {
     **{"user_id": "Käufer/№", "item_id": "'sku' \"id\"", "timestamp": "when ⏱", "title": "\\title\t"},
     **{"age": "größe", "income": "GRÖSSE", "country": "Größe", "interests": "grosse", "joined": "x" * 300},
@@ -40,7 +40,7 @@ ODD: Mapping[str, str] = {
     **{"released": "é", "in_stock": "status", "device": "user_num", "hour": "kept_row"},
 }
 
-#: Tensors of the served graph and of every request and answer; ids have names of their own.
+#: Names of tensors in the served graph and in requests and answers; ids get other names.
 TENSORS: Mapping[str, str] = {
     **{"user_id": "person", "item_id": "article", "timestamp": "allow_seen", "title": "query_two_tower"},
     **{"age": "user_id", "income": "k", "country": "status", "interests": "history_row", "joined": "now"},
@@ -51,7 +51,7 @@ TENSORS: Mapping[str, str] = {
 
 
 def features_of(names: Mapping[str, str]) -> Callable[[], Any]:
-    """The features of the synthetic recipe, over columns of these names."""
+    """Return the features of the synthetic recipe, on columns with these names."""
 
     def plain(name: str) -> Any:  # NVTabular names a file after each column of Categorify
         named = [names[name]]
@@ -74,7 +74,7 @@ def features_of(names: Mapping[str, str]) -> Callable[[], Any]:
 
 
 def renamed_dataset(names: Mapping[str, str], folder: Path) -> Parquet:
-    """The synthetic tables under other names."""
+    """Return the synthetic tables with other column names."""
     data = load_dataset(Synthetic(users=100, items=120, interactions=2_500))
     for table in ("users", "items", "interactions"):
         getattr(data, table).rename(columns=names).to_parquet(folder / f"{table}.parquet")
@@ -93,7 +93,7 @@ def renamed(recipe: Recipe, names: Mapping[str, str], folder: Path) -> Recipe:
 
 
 def named_as_tensors(recipe: Recipe) -> Recipe:
-    """A model and a source are named as tensors are."""
+    """Name a model and a source like tensors."""
     sources = (Index("retrieval_score"), Popular("status", quota=4))
     serving = replace(recipe.serving, sources=sources)
     return replace(recipe, retrieval=replace(recipe.retrieval, name="retrieval_score"), serving=serving)

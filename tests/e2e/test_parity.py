@@ -1,4 +1,4 @@
-"""What is served is what was trained: 200 users, batches of 1 and 64, 8 callers at once, both layouts."""
+"""The served model equals the trained one: 200 users, batches of 1 and 64, 8 callers, both layouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USERS = 200
 
 
 def variety(served: Served, count: int = USERS) -> list[Question]:
-    """Requests of every kind, mostly of known users."""
+    """Return requests of every kind, mostly of known users."""
     rng = np.random.default_rng(3)
     users = served.run.users
     items = served.run.items[served.dataset.item_id].tolist()
@@ -34,14 +34,14 @@ def variety(served: Served, count: int = USERS) -> list[Question]:
         if kind == 1:  # a value sent overrides the store
             column = columns[int(rng.integers(len(columns)))].name
             features[column] = plain(users[column].iloc[int(rng.integers(len(users)))])
-        if kind == 2:  # exclusions, some unknown and some twice, and a history of its own
+        if kind == 2:  # exclusions, some unknown and some twice, and its own history
             changes["exclude"] = [items[int(i)] for i in rng.integers(len(items), size=20)] * 2
             changes["history"] = [items[int(i)] for i in rng.choice(len(items), size=30, replace=False)]
         if kind == 3:  # anonymous with features
             user = f"new-{number}-é" if isinstance(user, str) else 10_000_000 + number
             for column in columns[: 1 + int(rng.integers(len(columns)))]:
                 features[column.name] = plain(users[column.name].iloc[int(rng.integers(len(users)))])
-        if kind == 4 and number % 2:  # nothing known
+        if kind == 4 and number % 2:  # an unknown user without features
             user = f"nobody-{number}" if isinstance(user, str) else 20_000_000 + number
         for name in context:
             if rng.random() < 0.7:
@@ -57,7 +57,7 @@ def plain(value: Any) -> Any:
 
 
 def ask(recommender: Recommender, questions: Sequence[Question]) -> list[Recommendation]:
-    """One request for several users; each has its own k, exclusions, history and features."""
+    """Send one request for several users, each with its own k, exclusions, history and features."""
     names = {name for question in questions for name in question.features}
     return recommender.recommend_many(
         [question.user_id for question in questions],
@@ -115,7 +115,7 @@ def test_eight_callers_at_once(
 
 
 def test_both_layouts_give_identical_results(served: Served, questions: list[Question]) -> None:
-    """Not only within a tolerance: the same stages on the same batch give the same bits."""
+    """Exactly equal: the same stages on the same batch give the same bits."""
     with (
         Recommender(served.server.grpc_url, model=LAYOUTS["fused"]) as fused,
         Recommender(served.server.grpc_url, model=LAYOUTS["staged"]) as staged,

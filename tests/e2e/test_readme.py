@@ -1,6 +1,6 @@
-"""Every command and example of the README runs, in its order, as it is written there.
+"""Every command and example of the README runs as written, in order.
 
-The run and the release that its reader makes are those of the other end-to-end tests too.
+The other end-to-end tests share the resulting run and release.
 """
 
 from __future__ import annotations

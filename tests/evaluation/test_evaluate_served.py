@@ -1,4 +1,4 @@
-"""Evaluation against a fake server with known lists, whose figures can be computed by hand."""
+"""Evaluation against a fake server with known lists, whose figures are computed by hand."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ TEST = [("anna", "i2"), ("anna", "i3"), ("bo", "i5"), ("anna", "i3")]
 
 @dataclass
 class FakeServed:
-    """Gives every user the lists that the test says."""
+    """Returns the lists that the test sets for each user."""
 
     ranked: dict
     retrieved: dict
@@ -206,7 +206,7 @@ def test_published_figures_stand_only_beside_their_own_protocol(dataset, seed, k
 
 
 class PerfectServed:
-    """Gives every user first what the test looks for, and then anything else, as far as it may."""
+    """Returns each user's test items first and then all others, as far as these may be recommended."""
 
     def __init__(self, known, test, items, allow_seen, may_not_come=None):
         self.info = SimpleNamespace(name="toy", build_id="b1", max_batch_size=7, k_max=20)
@@ -301,7 +301,7 @@ times = st.integers(0, 9)
     days=st.integers(0, 8),
 )
 def test_what_comes_again_after_days_counts_at_the_time_of_the_users_latest_test(known, test, days):
-    """Beside a plain loop over users: what is left out, what popularity may show, and the perfect server."""
+    """Compare with a plain loop over users: left-out pairs, popularity lists, and the perfect server."""
     items, timed = pd.DataFrame({"item_id": range(8)}), ["user_id", "item_id", "timestamp"]
     tables = [pd.DataFrame(rows, columns=timed) for rows in (known, test)]
     for table in tables:

@@ -16,7 +16,7 @@ from tiercel_pipelines.offline.metrics import (
 
 
 def naive(ranked, counts, relevant, k, catalogue):
-    """The textbook, user by user, with sets and a loop over places."""
+    """Return the metrics by their textbook definitions, user by user, with sets and a loop over places."""
     rows = [list(row[: min(count, k)]) for row, count in zip(ranked, counts, strict=True)]
     sums = {"ndcg": 0.0, "precision": 0.0, "recall": 0.0, "hit_rate": 0.0, "mrr": 0.0}
     users = 0
@@ -87,7 +87,7 @@ def test_a_pair_given_twice_counts_once():
 
 
 def test_ndcg_equals_the_recommenders_definition_on_its_own_example():
-    # Natural logarithms, as recommenders uses them, give the same ratio as log2.
+    # recommenders uses natural logarithms, which give the same ratio as log2.
     hits = np.array([[True, False, True, True, False]])
     expected = sum(1 / math.log(p + 1) for p in (1, 3, 4)) / sum(1 / math.log(p + 1) for p in range(1, 6))
     assert ndcg_at_k(hits, np.array([8]))[0] == pytest.approx(expected, rel=1e-12)

@@ -1,4 +1,4 @@
-"""The ranking metrics equal those of trec_eval, the program by which information retrieval compares."""
+"""The ranking metrics equal those of trec_eval, the standard tool of information retrieval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiercel_pipelines.offline.metrics import Relevance, ranking_metrics
 @examples(20)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 40), st.integers(1, 12))
 def test_on_random_rankings(seed: int, users: int, catalogue: int, k: int) -> None:
-    """Answers of any length, none at all among them; users with one wanted item, many, or none."""
+    """Answers of any length, including empty ones, and users with one relevant item, many, or none."""
     rng = np.random.default_rng(seed)
     wanted = rng.random((users, catalogue)) < rng.choice([0.0, 0.05, 0.3, 0.9], size=(users, 1))
     wanted[0, rng.integers(catalogue)] = True
@@ -25,7 +25,7 @@ def test_on_random_rankings(seed: int, users: int, catalogue: int, k: int) -> No
     ours = ranking_metrics(ranked, Relevance.from_pairs(*np.nonzero(wanted), users), k, catalogue)
 
     judged = {str(u): {str(i): 1 for i in np.flatnonzero(wanted[u])} for u in range(users) if wanted[u].any()}
-    # It cuts all figures but the reciprocal rank at k by itself.
+    # trec_eval itself cuts all figures at k, except for the reciprocal rank.
     run = {
         u: {str(i): float(-place) for place, i in enumerate(ranked[int(u), :k]) if i != catalogue}
         for u in judged

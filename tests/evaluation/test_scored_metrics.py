@@ -1,4 +1,4 @@
-"""AUC, log loss, 1 + n, top-K accuracy, novelty, bias, diversity: against scipy's, or a literal reading."""
+"""AUC, log loss, 1 + n, top-K accuracy, novelty, bias, diversity: against SciPy or a literal definition."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_factorised_top_k_by_sorting(seed, pairs, items):
 
 
 def literal(lists, k, users, rows, catalogue):
-    """Every figure of beyond_accuracy, user by user and pair by pair."""
+    """Return every figure of beyond_accuracy, user by user and pair by pair."""
     everybody = sorted(set(users))
     had = np.zeros((catalogue, len(everybody)))
     for user, row in zip(users, rows, strict=True):

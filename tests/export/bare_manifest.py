@@ -1,4 +1,4 @@
-"""The manifest of a release with nothing in it: for what is about files alone."""
+"""The manifest of an empty release, for tests that are only about files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One small recommender and one release of it for the whole session."""
+"""Fixtures: one small recommender and one release of it per session."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 @pytest.fixture(scope="session")
 def release(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """Read only: a test that changes files copies it first."""
+    """Build the shared release. Read-only: a test that changes files copies it first."""
     return small_release(tmp_path_factory.mktemp("releases") / "small", parts)
 
 
 @pytest.fixture
 def copied(release: Release, tmp_path: Path) -> Path:
-    """A copy of the release that a test may damage."""
+    """Return a copy of the release that a test may damage."""
     import shutil
 
     return Path(shutil.copytree(release.path, tmp_path / "copy"))

@@ -1,4 +1,4 @@
-"""Kinds of sources that are no part of Tiercel: what the drivers must serve without knowing them."""
+"""Kinds of sources defined by the tests alone, which the drivers must serve without knowing them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = {
 
 
 class Scored:
-    """Items by a score each, or by one of each user."""
+    """Scores items by one score each, or by one score per user and item."""
 
     def __init__(self, score: Any) -> None:
         self._score = score
@@ -44,7 +44,7 @@ def plainly(score_of: Any, allowed: Any, count: int) -> list[tuple[int, float]]:
 
 
 class Best(Settings, frozen=True, tag="own_best"):
-    """The items with the most of a raw column."""
+    """The items with the highest values of a raw column."""
 
     name: str
     column: str = "stock"
@@ -82,7 +82,7 @@ class Weights(Settings, frozen=True, tag="own_weights"):
         return Made({"weights": np.asarray(material.form["weights"], np.float32)})
 
     def open(self, artefact: Artefact, items: int, threads: int) -> Scored:
-        # The pad row weighs nothing.
+        # The pad row has weight 0.
         weights = np.pad(artefact.array("weights", items), ((0, 1), (0, 0)))
         return Scored(lambda arrays: weights[arrays["history_row"]].sum(1, dtype=np.float32))
 

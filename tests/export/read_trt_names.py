@@ -1,8 +1,8 @@
-"""What TensorRT's Python binding has, read from its wheel: ``python read_trt_names.py WHEEL >> …``.
+"""Read the names in TensorRT's Python binding from its wheel: ``python read_trt_names.py WHEEL >> …``.
 
-The wheels ``tensorrt-cu12-bindings`` want NVIDIA's libraries, which no registry has. The binding calls ten
-functions of theirs, none of them while it is imported, so that empty ones in their place are enough to ask it
-for its names. ``trt_names.json`` holds what came of it. Needs gcc; run by hand when a version is added.
+The wheels ``tensorrt-cu12-bindings`` need NVIDIA's libraries, which no registry has. The binding calls ten
+of their functions, none of them during the import, so empty stubs are enough to list
+its names. ``trt_names.json`` holds the results. Needs gcc; run by hand when a version is added.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-#: The functions that the binding wants of NVIDIA's libraries.
+#: Functions of NVIDIA's libraries that the binding needs.
 FUNCTIONS = """
 createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL
 createNvOnnxParser_INTERNAL createNvOnnxParserRefitter_INTERNAL getBuilderPluginRegistry
@@ -34,7 +34,7 @@ print(json.dumps({trt.__version__: found}))
 
 
 def main(wheel: Path) -> None:
-    """Print version → class → names, the module's own under an empty name."""
+    """Print version → class → names, with the module's own names under the empty string."""
     major = wheel.name.split("-")[1].split(".")[0]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

@@ -1,4 +1,4 @@
-"""A small recommender over made-up data with every type of column: what tests of releases share.
+"""A small recommender on synthetic data with every type of column, shared by tests of releases.
 
 Plain functions, so that any test may use them: ``parts = small_parts(folder)`` and
 ``small_release(destination, parts)``.
@@ -49,7 +49,7 @@ SETTINGS = ServingSettings(
 
 @dataclass(frozen=True)
 class Parts:
-    """What a team would bring: data, a fitted workflow, trained modules."""
+    """The inputs of ``build_release``: data, a fitted workflow, trained modules."""
 
     users: pd.DataFrame
     items: pd.DataFrame
@@ -60,7 +60,7 @@ class Parts:
     ranker: nn.Module
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of ``build_release`` that are always the same."""
+        """The common arguments of ``build_release``."""
         return {
             "name": "small",
             "workflow": self.workflow,
@@ -74,7 +74,7 @@ class Parts:
 
 
 def small_frames(*, text_ids: bool = False, seed: int = 0) -> tuple[pd.DataFrame, ...]:
-    """Users, items and interactions; ids are integers, or text with accents and blanks."""
+    """Return users, items and interactions; ids are integers, or text with accents and blanks."""
     random = np.random.default_rng(seed)
     user_ids = [f"ü {n}" if text_ids else 1000 + 3 * n for n in range(USERS)]
     item_ids = [f"ítem/{n}" if text_ids else 500 + 7 * n for n in range(ITEMS)]
@@ -111,7 +111,7 @@ def small_frames(*, text_ids: bool = False, seed: int = 0) -> tuple[pd.DataFrame
 
 
 def small_workflow(users: pd.DataFrame, items: pd.DataFrame, interactions: pd.DataFrame, folder: Path) -> Any:
-    """Fit a workflow with user, item and context columns; ``folder`` keeps its vocabularies."""
+    """Fit a workflow with user, item and context columns; its vocabularies are stored in ``folder``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import nvtabular
@@ -144,7 +144,7 @@ def small_workflow(users: pd.DataFrame, items: pd.DataFrame, interactions: pd.Da
 
 
 class UserTower(nn.Module):
-    """User and context categories, a number, and the mean of the history."""
+    """A tower of user and context categories, a number, and the mean of the history."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class UserTower(nn.Module):
 
 
 class ItemTower(nn.Module):
-    """Item categories, a number and a list."""
+    """A tower of item categories, a number and a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class ItemTower(nn.Module):
 
 
 class Ranker(nn.Module):
-    """Two tasks; the user's side is computed once and broadcast over the candidates."""
+    """A ranker of two tasks; the user side is computed once and broadcast over the candidates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class Ranker(nn.Module):
 
 
 def small_parts(folder: Path, *, text_ids: bool = False) -> Parts:
-    """Everything that ``build_release`` needs; the modules have random weights."""
+    """Return everything that ``build_release`` needs; the modules have random weights."""
     users, items, interactions = small_frames(text_ids=text_ids)
     torch.manual_seed(1)
     return Parts(

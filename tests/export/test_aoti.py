@@ -1,4 +1,4 @@
-"""AOTInductor: what a package is bound to, machines that lack something; and one release served for real."""
+"""AOTInductor: package metadata, machines that lack something, and one release with real packages."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make(folder: Path, module: Any = None, maker: Any = make_aoti) -> None:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """No package, with what one of this machine is bound to."""
+    """Return a file that is no package, with metadata as if it was compiled on this machine."""
     file = tmp_path / "model.pt2"
     file.write_bytes(b"no package")
     Bound("torch", str(torch.__version__), device_name("cpu"), INPUTS, ("out",)).write(file)
@@ -137,7 +137,7 @@ def test_a_compiler_that_fails_and_a_module_that_is_no_graph(
 
 @pytest.fixture(scope="module")
 def for_a_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an export makes for a GPU. Read only."""
+    """Return the folder that an export makes for a GPU. Read-only."""
     folder = tmp_path_factory.mktemp("for a gpu")
     make(folder, maker=make_aoti_cuda)
     return folder
@@ -224,7 +224,7 @@ def test_a_release_for_a_gpu_is_exported_where_none_is(parts: Parts, tmp_path: P
         build_engines(release.path)
 
 
-# -------------------------------------------------------------------------------------- compiled for real
+# -------------------------------------------------------------------------------------- real packages
 
 
 @pytest.mark.slow
@@ -236,7 +236,7 @@ def test_it_equals_torch_at_every_batch(tmp_path: Path) -> None:
     assert engine.inputs == tuple(AVAILABLE)
     for rows in (1, 2, 3, MAX):
         arrays = batch(rows, rows)
-        # As a store or a gather may hand them over: read only, strided, of a narrower integer.
+        # Arrays as a store or a gather may pass them: read-only, strided, or of a narrower integer type.
         odd = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in arrays.items()}
         odd["kept_source"] = odd["kept_source"].astype(np.int16)
         for array in odd.values():

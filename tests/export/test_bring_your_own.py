@@ -1,4 +1,4 @@
-"""The example of docs/bring-your-own.md runs, and recommends what its data says."""
+"""The example of docs/bring-your-own.md runs, and its recommendations match its data."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_example_runs_and_recommends_the_readers_genre(
 
 
 def test_the_pages_name_what_exists() -> None:
-    """Every argument that the page explains is one of ``build_release``."""
+    """Every argument that the page explains exists in ``build_release``."""
     import inspect
 
     from tiercel_export import build_release

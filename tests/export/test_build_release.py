@@ -1,4 +1,4 @@
-"""From parts to a release that answers; and every way in which that is refused."""
+"""From parts to a release that answers, and every way in which a build is refused."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ REFUSED = {
     ),
 }
 
-#: What is no fault of the parts, but of the choice of a target, an engine, a layout or an index.
+#: Errors in the choice of a target, an engine, a layout or an index, not in the parts.
 UNKNOWN: dict[str, tuple[Callable[[Parts], dict[str, Any]], type[TiercelError], str]] = {
     "target": (lambda parts: {"target": "abacus"}, InvalidSettings, "no target 'abacus'; use 'cpu'"),
     "engine": (lambda parts: {"engine": "abacus"}, KindUnavailable, "no engine 'abacus'; use 'onnx'"),
@@ -338,7 +338,7 @@ def test_parts_that_do_not_fit_are_refused(
     case: str, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes, words = REFUSED[case]
-    # The models are not what is tested here, and take most of the time.
+    # Compiling models takes most of the time, and they are not tested here.
     monkeypatch.setattr("tiercel_export.models.onnx.make_onnx", lambda *args, **kwargs: ())
     with pytest.raises(ExportInputError, match=words):
         small_release(tmp_path / "r", parts, **changes(parts))
@@ -441,7 +441,7 @@ def test_verify_needs_neither_nvtabular_nor_torch(release: Release) -> None:
 
 
 def rewrite(path: Path, name: str, edit: Callable[[np.ndarray], None]) -> None:
-    """Change an array on disk and make the checksums agree, as a bug in a compiler would."""
+    """Change an array on disk and update the checksums, as a bug in a compiler would."""
     file = array_file(path, name)
     array = np.load(file)
     edit(array)

@@ -1,4 +1,4 @@
-"""Half precision by casting the graph: what is cast and what stays float32, and how far the numbers move."""
+"""Half precision by casting the graph: what is cast, what stays float32, and how far the scores move."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS = {
 
 
 def network(**changes: np.ndarray) -> onnx.ModelProto:
-    """Ids [B, K] → embeddings → two layers with ReLU → softmax beside a sum → a score [B, K, 1]."""
+    """Return ids [B, K] → embeddings → two layers with ReLU → softmax + sum → a score [B, K, 1]."""
     weights = {name: array.astype(np.float32) for name, array in {**WEIGHTS, **changes}.items()}
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["e"]),
@@ -79,7 +79,7 @@ def test_products_are_cast_and_nothing_else(precision: str) -> None:
         f"{name}_{precision}" for name in ("w1", "b1", "w2", "b2")
     }
     assert set(types) == kept | {f"{name}_{precision}" for name in ("w1", "b1", "w2", "b2")}
-    # One cast down before the first layer and one up after the second: none between the layers.
+    # One cast down before the first layer and one up after the second, but none between them.
     casts = [node.attribute[0].i for node in made.graph.node if node.op_type == "Cast"]
     assert casts == [half, TensorProto.FLOAT]
     inferred = onnx.shape_inference.infer_shapes(made).graph.value_info
@@ -101,7 +101,7 @@ def test_the_same_ten_come_out_on_top(precision: str) -> None:
 
 def test_the_simulation_is_what_float16_computes() -> None:
     simulated = run(cast_graph(network(), "fp16", simulate=True), IDS[:50])
-    # ONNX Runtime computes float16 on the CPU as float32, rounded after each operator: the same numbers.
+    # ONNX Runtime computes float16 on the CPU as the simulation: float32, rounded after each operator.
     np.testing.assert_allclose(run(cast_graph(network(), "fp16"), IDS[:50]), simulated, atol=2e-3)
 
 
@@ -134,7 +134,7 @@ def test_the_same_top() -> None:
     oracle = np.array([[[5.0], [4.0], [4.0], [1.0], [np.nan]]])
     for scores, same in (
         ([5, 4, 3, 2, 0], True),
-        ([4, 3, 5, 2, 0], True),  # which of two equal ones does not matter
+        ([4, 3, 5, 2, 0], True),  # two equal items may swap
         ([5, 1, 1, 4, 0], False),
         ([np.nan, 4, 3, 2, 0], False),
     ):

@@ -1,4 +1,4 @@
-"""Another catalogue behind the models of a run: what comes of it, and every table that is refused."""
+"""A new catalogue for the models of a run: the resulting release, and every table that is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tiercel_serving.release.opened import Release
 from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.verify.checks import verify_release
 
-#: The category of what the workflow never saw, as NVTabular numbers it.
+#: The category of values that the workflow has not seen, as NVTabular numbers it.
 UNKNOWN = 2
 NEW = [900_001, 900_002, 900_003]
 GONE = 5
@@ -56,9 +56,9 @@ def workflow(run: TrainedRun) -> Any:
 
 
 def new_items(run: TrainedRun) -> pd.DataFrame:
-    """The run's items without the first few, in another order, and three that it never saw.
+    """Return the run's items without the first few and in another order, plus three new ones.
 
-    The columns are in another order too, and one that nothing reads is left out.
+    The columns are in another order too, without one that nothing reads.
     """
     new = run.items.iloc[:3].copy()
     new["item_id"] = NEW
@@ -79,7 +79,7 @@ def items(run: TrainedRun) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def release(run: TrainedRun, items: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """One user knows only the first new item, another the second."""
+    """Export the new catalogue; each of the first two users has had one of its new items."""
     known = run.interactions
     late = known.tail(2).assign(
         user_id=run.users["user_id"].iloc[:2].tolist(),
@@ -141,7 +141,7 @@ def test_categories_are_what_nvtabular_gives(release: Release, items: pd.DataFra
     assert items["item_id"].iloc[rows].tolist() == NEW
     assert arrays["item_cat"][rows, columns.index("item_id")].tolist() == [UNKNOWN] * 3
     assert arrays["item_cat"][0, columns.index("maker")] == UNKNOWN
-    # A list longer than any that the models were trained on has its place.
+    # A list longer than any in training fits.
     longest = items["genres"].map(len).max()
     assert arrays["item_list_genres"].shape == (len(items) + 1, longest)
     assert (arrays["item_list_genres"][rows[2]] > UNKNOWN).all()
@@ -157,7 +157,7 @@ def test_everybody_is_answered_and_new_items_are_found(
     assert (out["count"] > 0).all()
     for found, count in zip(out["item_id"], out["count"][:, 0], strict=True):
         assert set(found[:count]) <= set(catalogue)
-    # Whoever may have nothing else is shown the new ones: the index holds them, and they are ranked.
+    # A user who has excluded everything else gets the new items, so they are indexed and ranked.
     rest = [item for item in catalogue.tolist() if item not in NEW]
     assert len(rest) <= release.settings.max_excluded
     out = ask(release, [run.users["user_id"].iloc[5]], exclude_item_ids=np.array([rest], np.int64))
@@ -174,7 +174,7 @@ def test_a_new_item_in_a_history_is_known_and_not_shown_again(release: Release, 
 
 
 def test_a_catalogue_of_new_items_only(run: TrainedRun, items: pd.DataFrame, tmp_path: Path) -> None:
-    # With lists as long as those of the other release, so that the models are the same.
+    # Lists are as long as in the other release, so the models are the same.
     items = items.assign(item_id=items["item_id"] + 1_000_000)
     users = run.users.iloc[::-1].head(20)
     made = export_run(run, tmp_path / "r", items=items, users=users)

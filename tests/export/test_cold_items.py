@@ -1,7 +1,7 @@
-"""An item that nobody had: found beside those that are like it, in a new export and between releases.
+"""An item without interactions is found next to similar items, in a new export and between releases.
 
-Users have items of one maker, which each family learns by ids. Dropout of item ids, or given vectors, let the
-features say it too, and so an item whose features are a known one's gets that one's neighbours.
+Each user has items of one maker, which each family learns by item ids. Dropout of item ids, or given vectors,
+make the features carry that too, so an item with the features of a known one gets that one's neighbours.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tiercel_serving.stores.embedded import Embedded
 pytestmark = pytest.mark.slow
 
 MAKERS, EACH, USERS, HAD = 6, 12, 180, 6
-#: An item of the catalogue, one with its features that nobody had, and one that is put later.
+#: An item with interactions, one with the same features but without any, and one added later.
 WARM, COLD, LATER = 100 + MAKERS + 2, 9_001, 9_002
 
 FAMILIES: dict[str, Any] = {
@@ -53,7 +53,7 @@ FAMILIES: dict[str, Any] = {
 
 
 def dataset() -> Dataset:
-    """Items of makers in turn, and users who had half of what their maker makes."""
+    """Return items of alternating makers, and users who had half of the items of one maker."""
     rng = np.random.default_rng(0)
     maker = np.arange(MAKERS * EACH) % MAKERS
     items = pd.DataFrame(
@@ -97,7 +97,7 @@ def recipe_of(family: str) -> Recipe:
 
 
 def like(release: Release, item: int) -> list[int]:
-    """What ``related`` gives beside an item: as many as its maker made others."""
+    """Return the items that ``related`` gives for an item, as many as there are others of its maker."""
     length, k = np.array([[1]], np.int32), np.array([[EACH]], np.int32)
     sent = {"related_item_ids": np.array([[item]]), "related_item_ids__length": length, "k": k}
     return [int(one) for one in Chain.open(release, ["related"]).run(sent)[0]["item_id"][0]]

@@ -1,4 +1,4 @@
-"""The comparator: what counts as equal, and what is said where it is not."""
+"""The comparator: which outputs count as equal, and the messages where they are not."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ def test_ties_may_swap_and_others_not() -> None:
     ids = np.array([[7, 8, 9, 3]])
     assert compare_rankings(ids[:, [0, 2, 1, 3]], scores, ids, scores).ok
     assert not compare_rankings(ids[:, [1, 0, 2, 3]], scores, ids, scores).ok
-    # At the end an item that the oracle does not list may stand for one it ties with; the others not.
+    # At the end, an item that the oracle does not list may replace one that it ties with; no other item may.
     assert compare_rankings(np.array([[7, 8, 9, 4]]), scores, ids, scores).ok
     assert not compare_rankings(np.array([[7, 8, 4, 3]]), scores, ids, scores).ok

@@ -1,4 +1,4 @@
-"""A release of which any one file is damaged is refused by that file's name before anything reads it."""
+"""If any one file of a release is damaged, the release is refused by that file's name before it is read."""
 
 import random
 import shutil

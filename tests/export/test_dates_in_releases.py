@@ -1,4 +1,4 @@
-"""Dates in every table, and in requests, of a release."""
+"""Dates in every table of a release, and in requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_dates_in_every_table(tmp_path):
     interactions["when"] = start + pd.to_timedelta(interactions["timestamp"], "h")
     user = ["joined"] >> DatePart("year", "month", zone="Europe/Zurich")
     ago = ["when"] >> TimeDifference("joined") >> ops.FillMissing(0) >> ops.Rename(postfix="_since")
-    # An integer column without a null, filled alone: beside golden nulls pandas makes floats of it.
+    # An integer column without a null, filled alone: pandas makes it float beside nulls of the golden rows.
     user = user + (["age"] >> ops.FillMissing(7))
     node = (
         (user >> ops.TagAsUserFeatures())

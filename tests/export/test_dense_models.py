@@ -1,4 +1,4 @@
-"""torch → ONNX: the same numbers at every batch size, and errors in the caller's words."""
+"""torch → ONNX: equal results at every batch size, and errors in the caller's terms."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_graph_has_one_dynamic_axis_and_plain_operators(exported: tuple[Model, P
         assert dims[0].dim_param == "batch"
         assert all(dim.dim_value > 0 for dim in dims[1:])
     assert [tensor.name for tensor in graph.graph.input] == list(AVAILABLE)
-    # Ids stay int64 from input to Gather: a cast for each would cost a pass over every one.
+    # Ids stay int64 from input to Gather, because each cast would cost a pass over all ids.
     casts = [node for node in graph.graph.node if node.op_type == "Cast"]
     ids = {"user_cat", "history_cat", "item_cat"}
     assert not any(set(node.input) & ids for node in casts)

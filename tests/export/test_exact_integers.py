@@ -1,4 +1,4 @@
-"""Integers that a caller hands to an export, or an application to a client: exact, or refused by value."""
+"""Integers given to an export or a client are passed on exactly, or refused by value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fits(value: int, dtype: str) -> bool:
 
 
 def frames(values: list[int | None]) -> list[pd.Series]:
-    """The column as every pandas dtype that holds it."""
+    """Return the column in every pandas dtype that can hold it."""
     series = [pd.Series(values, dtype=object)]
     known = np.array([0 if value is None else value for value in values], object)
     for dtype in (np.int64, np.uint64):

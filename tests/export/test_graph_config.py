@@ -1,4 +1,4 @@
-"""What the config writer writes, read back through Triton's own messages."""
+"""Configs as written by the config writer, read back through Triton's own messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def configs(release: Release, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Both layouts in one repository."""
+    """Render both layouts into one repository and return the configs by model."""
     directory = tmp_path_factory.mktemp("repository")
     assert render_repository(release, directory, "fused")[-2:] == ["recommend", "recommend_explain"]
     render_repository(release, directory, "staged", suffix="_staged")
@@ -102,7 +102,7 @@ def test_in_the_servers_process_the_public_models_are_the_chain_itself(
 
 def test_public_inputs(configs: dict[str, Any], release: Release) -> None:
     inputs = {tensor.name: tensor for tensor in configs["recommend"].input}
-    # The first stage names a missing user_id; Triton would speak of a deadlock.
+    # Optional, because the first stage reports a missing user_id, where Triton would report a deadlock.
     assert all(tensor.optional for tensor in inputs.values())
     assert inputs["user_id"].data_type == pb.TYPE_INT64
     assert list(inputs["exclude_item_ids"].dims) == [-1]
@@ -110,7 +110,7 @@ def test_public_inputs(configs: dict[str, Any], release: Release) -> None:
         inputs
     )
     assert "income__valid" not in inputs
-    # The id is a feature too, but a request carries it once.
+    # The id is a feature too, but a request sends it only once.
     assert "user_id__valid" not in inputs
     assert "user_id" not in {column.name for column in release.manifest.request_columns}
 
@@ -140,7 +140,7 @@ def test_stage_models_batch_ragged_requests_and_warm_up(configs: dict[str, Any])
 
 
 def test_tritons_batching_is_left_out_where_the_runner_gathers(release: Release, tmp_path: Path) -> None:
-    """What callers ask first waits in Triton's queue; what other models' answers start, in the backend's."""
+    """Callers' requests wait in Triton's queue; those caused by other models' answers wait in the backend."""
     render_repository(release, tmp_path, "staged", runner="tiercel")
     batched = {name for name, config in read(tmp_path).items() if config.HasField("dynamic_batching")}
     assert batched == {"user_features", "describe_items"}

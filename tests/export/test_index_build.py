@@ -1,4 +1,4 @@
-"""The index: recall is measured, parameters are searched, and what cannot work is refused."""
+"""Building an index: recall is measured, parameters are searched, and impossible settings are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build(**changes: Any):
 
 
 def recall(index: Any, n: int) -> float:
-    """The share of the exact best n that FAISS finds."""
+    """Return the share of the exact n best that FAISS finds."""
     products = QUERIES @ VECTORS.T
     best = np.argsort(-products, axis=1)[:, :n]
     _, found = index.search(QUERIES, n)
@@ -55,7 +55,7 @@ def test_the_knob_is_searched_for_each_depth(factory: str, knob: str) -> None:
     assert depths[0] == 50
     assert list(depths) == sorted(set(depths))
     assert list(knobs) == sorted(knobs)
-    # The first lies in the index itself: whoever reads the file searches with it.
+    # The first rung is stored in the index itself, so any reader of the file searches with it.
     read = faiss.deserialize_index(faiss.serialize_index(built.index))
     assert recall(read, 50) >= 0.99
 
@@ -107,7 +107,7 @@ def test_users_who_had_much_are_held_to_the_recall_by_deeper_rungs_alone() -> No
     cases = served_recall(built.search(space), space, queries, NOTHING, 50, (heavy, seen))
     assert list(cases) == ["plain", "seen", "best hidden", "much seen"]
     assert min(cases.values()) >= 0.99
-    # Tuned for the others alone, and not held to it, it would miss more.
+    # Tuned for the other users alone, the index would miss too many.
     faiss.ParameterSpace().set_index_parameter(built.index, "nprobe", without.ladder[0].knob)
     best = np.sort(heavy @ vectors.T, axis=1)[:, -50]
     found = np.take_along_axis(heavy @ vectors.T, built.index.search(heavy, 50)[1], axis=1)
@@ -124,7 +124,7 @@ def test_a_product_quantiser_is_trained_without_annealing() -> None:
 
 
 class Blind:
-    """A search that never looks at half of the items."""
+    """A search that never finds half of the items."""
 
     def nearest(self, query: np.ndarray, mask: Mask, count: int) -> tuple[np.ndarray, np.ndarray]:
         blind = copy.deepcopy(mask)

@@ -1,4 +1,4 @@
-"""The ranker in several sizes: which runs, what it answers, and what is refused."""
+"""The ranker in several sizes: which one runs, what it answers, and what is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAD, K = 99, 16
 
 
 class Sized:
-    """An engine that tells its size, and what it was given."""
+    """An engine that reports its size, and records the shapes of its inputs."""
 
     inputs, outputs = ("user", "item"), ("rank_score",)
 
@@ -92,7 +92,7 @@ def test_answers_are_those_of_the_full_size(parts: Parts, release: Release, tmp_
     assert engine_names(made) == ["query_towers", "ranking", "ranking_k4"]
     rows = {row.artefact for row in verify_release(made).rows}
     assert {"ranking", "ranking_k4"} <= rows
-    # Three candidates, named by the request: the small engine has room for them.
+    # Three candidates named by the request fit the small engine.
     items = parts.items["item_id"].to_numpy()[None, :3]
     users = parts.users["user_id"].to_numpy()[:1, None]
     request = {"user_id": users, "candidate_item_ids": items}
@@ -109,7 +109,7 @@ def test_answers_are_those_of_the_full_size(parts: Parts, release: Release, tmp_
 
 
 def test_the_python_process_chooses(parts: Parts) -> None:
-    """A plan with smaller ones beside it is no model of Triton's backend."""
+    """With several sizes the Python process picks the plan, so Triton's backend does not run the ranker."""
     arguments = parts.arguments()
     arguments["settings"] = msgspec.structs.replace(SETTINGS, kept_buckets=(4,))
     placement = placement_of(plan_release(**arguments), "tensorrt", "staged")

@@ -18,7 +18,7 @@ from tiercel_serving.release.opened import open_release
 
 
 def keyed_workflow(parts: Parts, folder: Path) -> Any:
-    """Return a workflow of as many columns as the modules of ``parts`` take, made by keyed operators."""
+    """Return a workflow with as many columns as the modules of ``parts`` take, made by keyed operators."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import nvtabular

@@ -1,4 +1,4 @@
-"""Items put, changed and withdrawn between releases: found, ruled and gone like the release's own."""
+"""Items put, changed and withdrawn between releases are found, filtered and removed like all others."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class Live:
         return Release(self.made.path, self.made.manifest, self.kind)
 
     def ask(self, user: int = 1000, **sent: Any) -> dict[str, np.ndarray]:
-        """The answer once everything that was written counts."""
+        """Return the answer after all earlier writes have been read."""
         assert self.release.live_items is not None
         self.release.live_items.look()
         k = np.array([[SETTINGS.k_max]], np.int32)
         return self.chain.run({"user_id": np.array([[user]]), "k": k, **sent})[0]
 
     def found(self, **sent: Any) -> list[int]:
-        """The candidates that passed every rule."""
+        """Return the ids of the candidates that passed every rule."""
         rows = self.ask(**sent)["kept_row"][0]
         return [int(one) for one in self.release.items.ids(rows[rows < self.release.items.size])]
 
@@ -85,7 +85,7 @@ def listed(name: str, items: list[int]) -> dict[str, np.ndarray]:
 
 
 def vector_of(parts: Parts, values: dict[str, Any], live: Live) -> np.ndarray:
-    """What the module makes of an item, by NVTabular's own features of a frame."""
+    """Return the module's vector of an item, from the features that NVTabular computes of a frame."""
     frame = parts.items.iloc[:1].assign(item_id=9_999_999)
     for name, value in values.items():
         frame[name] = [value]
@@ -109,7 +109,7 @@ def test_a_new_item_is_found_where_its_vector_says(live: Live, parts: Parts) -> 
     expected = vector_of(parts, NEW, live) @ after["query_towers"][0]
     assert after["retrieval_score"][0, place] == pytest.approx(expected, rel=1e-5)
     assert 9_999_999 in ids(after)
-    # The whole search: the same candidates, and the new one among them if it is good enough.
+    # Apart from the new item, the search returns the same candidates.
     found = live.ask(allow_seen=np.array([[True]]))["retrieved_row"][0].tolist()
     others = before["retrieved_row"][0].tolist()
     assert [one for one in found if one != row][:12] == others[:12]
@@ -220,7 +220,7 @@ def test_a_later_release_takes_over(live: Live, parts: Parts, tmp_path: Path) ->
     )
     release = Release(live.made.path, later, live.kind)
     assert release.live_items is not None
-    # What was put for the release before is the new one's own; what it lacks is still there.
+    # Items put for the earlier release belong to the new one; those that it lacks are still there.
     assert [entry.item_id for entry in release.live_items.overlay.entries] == [7]
 
 
@@ -282,7 +282,7 @@ def test_a_journal_that_was_changed_is_refused(live: Live) -> None:
     records.change([(ITEMS_KEY, lambda data: (data or b"")[:-2] + b"xx")])
     with pytest.raises(StoreDamaged, match="withdrawn items could come"):
         Chain.open(live.opened())
-    # A process that serves goes on with what it had.
+    # A process that is already serving continues with the state it has.
     assert 500 not in ids(live.ask())
 
 
@@ -329,7 +329,7 @@ def test_in_redis_it_is_the_same_and_a_store_that_went_away_leaves_what_was_know
 
 
 def test_no_change_is_lost_between_a_look_and_a_taking(live: Live) -> None:
-    """Two threads, as in a server: one looks all the time while batches take up what it found."""
+    """Two threads, as in a server: one polls the store while batches take up what it found."""
     items, done, before = live.release.live_items, threading.Event(), sys.getswitchinterval()
     assert items is not None
 

@@ -1,4 +1,4 @@
-"""The machine's faults are said as such: where, what was needed, what there was."""
+"""Faults of the machine are reported as such: where, what was needed, and what was available."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tiercel_serving.stores.embedded import Overlay
 
 FRAME = pd.DataFrame({"x": np.arange(100_000) * 1.5})
 
-#: Each library that writes a file of a run or a release.
+#: Each library that writes files of a run or a release.
 WRITERS: dict[str, Callable[[Path], object]] = {
     "numpy": lambda path: np.save(path, FRAME["x"].to_numpy()),
     "text": lambda path: path.write_text("x" * 100_000, encoding="utf-8"),
@@ -70,7 +70,7 @@ def big_onnx() -> onnx.ModelProto:
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """No file may have more than 50 kB: the error of a full disk, without filling one."""
+    """Limit files to 50 kB, which gives an error as on a full disk without filling one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     yield
@@ -119,7 +119,7 @@ def test_a_whole_export(tmp_path: Path, parts: Parts, small_files: None) -> None
 
 
 def test_no_room_for_the_fit(tmp_path: Path, small_files: None) -> None:
-    """The fit's exceptions are a recipe's mistakes, but for these."""
+    """Exceptions of the fit count as mistakes of the recipe, except for these."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     data = load_dataset(Synthetic(users=40, items=60, interactions=600))
     with pytest.raises(MachineFault, match=f"{tmp_path}: File too large while writing the release r"):
@@ -148,7 +148,7 @@ def test_a_recipe_of_which_the_machine_is_at_fault(tmp_path: Path, error: Except
 
 
 def test_who_may_read_a_run(tmp_path: Path) -> None:
-    """safetensors gives its files to their owner alone, so that another user could not export the run."""
+    """safetensors makes its files readable by their owner only, so another user could not export the run."""
     with staging_directory(tmp_path / "r", replace=False, what="run") as staging:
         save_weights(torch.nn.Linear(2, 2), staging / "a.safetensors")
     assert (tmp_path / "r" / "a.safetensors").stat().st_mode & 0o777 == 0o666 & (
@@ -158,7 +158,7 @@ def test_who_may_read_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["folder", "file/x.json", "x" * 300, "loop"])
 def test_where_a_result_cannot_be_saved(tmp_path: Path, name: str) -> None:
-    """It is said before the work, and is nobody's defect."""
+    """The check fails before the work starts, and not as a defect of Tiercel."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -234,7 +234,7 @@ def test_too_little_memory(error: Exception) -> None:
 
 
 def test_a_model_for_whose_export_there_is_too_little_memory(tmp_path: Path) -> None:
-    """What torch cannot export is the model's mistake, but for this."""
+    """An error in torch's export counts as a mistake of the model, except for this."""
 
     class Large(torch.nn.Module):
         def forward(self, user_num: torch.Tensor) -> torch.Tensor:
@@ -297,7 +297,7 @@ def refused(staging: Path) -> None:
 def test_a_folder_that_vanishes_while_it_is_written(
     tmp_path: Path, removed: str, then: Callable[[Path], None]
 ) -> None:
-    """Whatever fails first because of it, the folder is named and not the file, nor a path to correct."""
+    """Whichever error comes first, the message names the folder, not a file, and suggests no other path."""
 
     def work(file: Path) -> None:
         staging = file.parent
@@ -323,7 +323,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_too_many_open_files(tmp_path: Path) -> None:
     write_artefact(tmp_path / "a", "items", "b", {str(n): np.arange(3) for n in range(40)})
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The lowest number that is free is what the next file would get.
+    # The lowest free descriptor is the one that the next file would get.
     free = os.dup(0)
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
@@ -349,7 +349,7 @@ def test_a_store_that_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "mine").is_dir()
 
 
-#: What a process does that may not write a single byte to a file, as where the disk is full everywhere.
+#: A process that cannot write a single byte to a file, as on a completely full disk.
 NO_BYTE = """
 import resource, sys, tempfile
 from pathlib import Path

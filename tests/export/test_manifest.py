@@ -1,4 +1,4 @@
-"""The manifest: what is written is read, and what is wrong with one is said by the field."""
+"""The manifest: what is written can be read, and errors name the field."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Edit = Callable[[dict[str, Any]], Any]
 
 
 def put(*path: Any) -> Edit:
-    """Set the last of ``path`` at the place that the rest names."""
+    """Return an edit that sets a value: ``path`` is keys down to the field, then the value."""
 
     def edit(document: dict[str, Any]) -> None:
         *way, last, value = path
@@ -135,7 +135,7 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_release_of_format_1_is_refused_with_the_command(tmp_path: Path) -> None:
-    """As releases were before: a dict of other keys, read no further than its format."""
+    """An older release has a dict with other keys; nothing is read beyond its format."""
     old = {"format": 1, "build_id": "b", "created": "2025", "engines": {}, "stages": [], "index": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(old))
     with pytest.raises(OlderFormat, match="`tiercel export RUN --replace`"):

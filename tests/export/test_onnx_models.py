@@ -1,4 +1,4 @@
-"""ONNX files in place of torch modules: the same answers, and what is refused of them by name."""
+"""ONNX files in place of torch modules give the same answers, and unsupported ones are refused by name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def graph(
     weights: dict[str, np.ndarray] | None = None,
     opset: int = 18,
 ) -> onnx.ModelProto:
-    """``user_num @ w``, unless the test says otherwise: input and output name → (type, shape)."""
+    """Return ``user_num @ w`` by default; inputs and outputs map a name to (type, shape)."""
     given = {"user_num": (FLOAT, ["batch", 2])} if inputs is None else inputs
     given_out = {"query": (FLOAT, ["batch", 2])} if outputs is None else outputs
     values = {"w": np.array([[1, 2], [3, 4]], np.float32)} if weights is None else weights
@@ -111,7 +111,7 @@ def test_a_release_of_onnx_files_answers_as_that_of_the_modules(
         ranker=ranker,
         layout="staged",
     )
-    ranker.write_bytes(b"altered")  # what was read is what counts
+    ranker.write_bytes(b"altered")  # the build uses the file as it was read
     assert verify_release(made.path).ok
     assert made.manifest.queries == release.manifest.queries
     assert made.manifest.ranking == release.manifest.ranking
@@ -171,7 +171,7 @@ def test_weights_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path, weights = tmp_path / "m.onnx", tmp_path / "m.bin"
     onnx.save_model(graph(), str(path), save_as_external_data=True, location="m.bin", size_threshold=0)
     assert opened(path).weight_count == 4
-    monkeypatch.setattr(onnx_model, "MESSAGE_BYTES", 8)  # as if they were too many for one message
+    monkeypatch.setattr(onnx_model, "MESSAGE_BYTES", 8)  # as if the weights were too large for one message
     numbers = np.ones((1, 2), np.float32)
     assert run_module(opened(path), {"user_num": numbers}).tolist() == [[4, 6]]
     weights.write_bytes(weights.read_bytes()[:7])
@@ -279,7 +279,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_the_guide_exports_a_file_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block of docs/bring-your-own.md, run with the ranker of its example."""
+    """Run the code block of docs/bring-your-own.md with the ranker of its example."""
     guide = (Path(__file__).parents[2] / "docs" / "bring-your-own.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(shapes = .*?)```", guide, re.DOTALL)
     code = block[: block.index("release = build_release(")]

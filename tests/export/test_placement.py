@@ -85,7 +85,7 @@ def test_a_step_without_a_form_on_a_device_is_named(release: Release) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_it_is_what_the_configs_say(release: Release, tmp_path: Path, target: str, layout: str) -> None:
-    """Models, backends and tensors between them, read back from what an export writes."""
+    """Models, backends and tensors between them equal those read back from an exported repository."""
     placement = placement_of(release.manifest, target, layout)
     made = Release(release.path, placed_otherwise(release.manifest, target, layout))
     render_repository(made, tmp_path, layout)

@@ -1,4 +1,4 @@
-"""Vectors that another model made, as lists of floats: they reach the models whole."""
+"""Vectors of another model, given as lists of floats, reach the models unchanged."""
 
 from __future__ import annotations
 

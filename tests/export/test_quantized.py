@@ -1,4 +1,4 @@
-"""Eight bits: which products are quantized and with what, how far the numbers move, and what is refused."""
+"""Eight bits: which products are quantised and with what scales, how far scores move, and what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REQUESTS = [{"ids": IDS[:64]}, {"ids": IDS[64:128]}]
 
 
 def largest(products: Sequence[Product], precision: str, batches: Any) -> list[Scales]:
-    """Find scales as ModelOpt's plain ``max`` does, whose import takes longer than all of these tests."""
+    """Return scales as ModelOpt's ``max`` does; its import takes longer than all of these tests."""
     row, shown = EIGHT_BITS[precision], list(batches())
     found = []
     for place, product in enumerate(products):
@@ -55,7 +55,7 @@ def quantized(precision: str, model: onnx.ModelProto | None = None) -> onnx.Mode
 def test_wide_products_and_no_other() -> None:
     found = wide_products(network())
     assert [(one.read, one.weight.shape) for one in found] == [("e", (32, 64)), ("h4", (64, 48))]
-    np.testing.assert_allclose(found[1].weight, WEIGHTS["w2"].T.astype(np.float32))  # Gemm has it turned
+    np.testing.assert_allclose(found[1].weight, WEIGHTS["w2"].T.astype(np.float32))  # transposed in Gemm
 
 
 @pytest.mark.parametrize("precision", EIGHT_BITS)
@@ -98,7 +98,7 @@ def test_int8_is_what_numpy_computes() -> None:
 
 
 def narrow() -> onnx.ModelProto:
-    """Return a graph whose one product gives 8 columns."""
+    """Return a graph whose only product has 8 columns."""
     return network(w1=WEIGHTS["w1"][:, :8], b1=WEIGHTS["b1"][:8], w2=WEIGHTS["w2"][:, :8])
 
 
@@ -167,9 +167,9 @@ def test_modelopts_scales(precision: str) -> None:
 
 
 class Wide(Ranker):
-    """The small release's ranker with layers that are worth eight bits, and the score of the others besides.
+    """The small release's ranker, with layers wide enough for eight bits, plus retrieval's score.
 
-    The families add retrieval's score to their own; a ranker of drawn weights alone has no order to keep.
+    Families add retrieval's score to their own; random weights alone would give no order to preserve.
     """
 
     def __init__(self) -> None:

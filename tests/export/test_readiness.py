@@ -1,4 +1,4 @@
-"""Our own table of what TensorRT refuses or changes silently: each row, and the real parser's word."""
+"""The table of what TensorRT refuses or changes silently: each row, compared with the real parser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def graph(
     constants: dict[str, np.ndarray] | None = None,
     out: tuple[int, tuple[Any, ...]] = (TensorProto.FLOAT, ("batch", 4)),
 ) -> onnx.ModelProto:
-    """A graph from ``x`` to ``y``."""
+    """Return a graph from ``x`` to ``y``."""
     made = helper.make_graph(
         list(nodes),
         "g",
@@ -103,7 +103,7 @@ def test_the_operators_are_those_that_the_real_parser_has() -> None:
     parser = trt.OnnxParser(network, logger)
     known = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
     there = {name for name in known if parser.supports_operator(name)}
-    # A later parser may have more: then the table is to be read anew.
+    # A later parser may support more operators; then the table must be updated.
     assert OPERATORS & known == there
 
 

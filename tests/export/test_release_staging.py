@@ -1,4 +1,4 @@
-"""A release appears whole or not at all, and leaves nothing beside it."""
+"""A release appears complete or not at all, and no other files stay behind."""
 
 from __future__ import annotations
 

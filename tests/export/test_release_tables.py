@@ -1,4 +1,4 @@
-"""Histories and null rows against plain Python."""
+"""Histories and null rows, compared with plain Python."""
 
 from __future__ import annotations
 

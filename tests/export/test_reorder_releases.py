@@ -1,4 +1,4 @@
-"""A release with reorder steps: exported, verified, and refused where steps do not fit."""
+"""A release with reorder steps is exported and verified, and refused where a step does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw columns of any name: each travels under a name that no other tensor has, and null stays null."""
+"""Raw columns of any name: each gets a tensor name that is unique in the graph, and null stays null."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tiercel_serving.stages.specs import PACKED, request_tensors
 BARE = bare_manifest("in memory")
 TAKEN = graph_names(BARE)
 
-#: Names that meet those of the graph, of companions, and of columns that gave way.
+#: Names that clash with those of the graph, of companions, and of columns that were renamed.
 WORDS = (
     *PACKED.values(),
     *sorted(TAKEN),
@@ -71,7 +71,7 @@ def test_no_two_tensors_share_a_name(columns: tuple[InputColumn, ...], more: set
     assert len(set(tensors)) == len(tensors)
     assert not set(tensors) & (TAKEN | more)
     for column in named:
-        # Whoever can keep the own name does, whatever the others are called.
+        # A column keeps its own name where it can, whatever the others are called.
         assert column.tensor == column.name or not column.name or column.name in TAKEN | more
         assert (column.companion is None) == (column.dtype.startswith("float") and not column.is_list)
 
@@ -102,12 +102,12 @@ EXAMPLES: dict[str, list[Any]] = {
     "bool": [True, False],
     "bytes": [b"x", b"yy"],
 }
-#: What stands for a null, and the width of lists.
+#: The value in place of a null, and the width of lists.
 FILL, WIDTH = -7.0, 2
 
 
 def as_column(column: InputColumn, value: Any) -> Column:
-    """One row; None is null."""
+    """Return a column of one row; None is null."""
     dtype = DTYPES[column.dtype]
     if value is None:
         return null_column(column.dtype, column.is_list, 1)
@@ -117,7 +117,7 @@ def as_column(column: InputColumn, value: Any) -> Column:
 
 
 def program_of(columns: tuple[InputColumn, ...]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A program that passes numbers on, with FILL for null; text is 1 where there is any, 0 where not."""
+    """Return a program that passes numbers on, with FILL for null; text gives 1, and a null gives 0."""
     steps: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
     outputs = []
@@ -145,7 +145,7 @@ def program_of(columns: tuple[InputColumn, ...]) -> tuple[dict[str, Any], dict[s
 
 
 def request_of(named: tuple[RequestColumn, ...], values: dict[str, Any], style: str) -> dict[str, Any]:
-    """What a client sends: a null is left out, or sent as one."""
+    """Return what a client sends; a null is left out, or sent as a null."""
     arrays: dict[str, Any] = {"user_id": np.array([[5]])}
     for column in named:
         value, dtype = values[column.name], DTYPES[column.dtype]
@@ -196,7 +196,7 @@ def release_of(
     columns: tuple[InputColumn, ...],
     stored: dict[str, Any],
 ) -> Release:
-    """A release in memory of one item and of user 5, of whom ``stored`` is known."""
+    """Return an in-memory release of one item and of user 5, whose stored values are ``stored``."""
     cats = tuple(c.name for c in program.outputs if c.kind == "cat" and not c.is_list)
     nums = tuple(c.name for c in program.outputs if c.kind == "num" and not c.is_list)
     lists = tuple(PackedList(c.name, WIDTH, "float32") for c in program.outputs if c.is_list)
@@ -206,7 +206,7 @@ def release_of(
     release = Release(Path("nowhere"), manifest)
     raw = {}
     for column in (c for c in columns if c.part == "user"):
-        # Behind it comes nobody's row.
+        # The row after the last user is the null row.
         raw[column.name] = with_null_row(as_column(column, stored[column.name]))
     both = {c.name: raw.get(c.name, null_column(c.dtype, c.is_list, 2)) for c in columns}
     nobody = np.zeros(0, np.int64)
@@ -233,15 +233,15 @@ class NumberTower(nn.Module):
         return self.last(user_num) + user_cat.sum(1, keepdim=True)
 
 
-#: A context column of each troublesome name, and what to make of it.
+#: Context columns whose names clash with names of the graph.
 NAMES_OF_CONTEXT = ("trip", "trip__length", "k", "user_id", "exclude_item_ids", "score", "time_us_filtering")
 
 
 @pytest.fixture(scope="module")
 def odd_release(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """Users are called readers, and interactions have context columns with names of the graph's own.
+    """Build a release with users called readers, and context columns named like tensors of the graph.
 
-    What they are made of may also lie in the table of users: a reader's level.
+    A user feature may also come from the users' table, as a reader's level does.
     """
     folder = tmp_path_factory.mktemp("odd")
     users, items, interactions = small_frames()
@@ -301,7 +301,7 @@ def test_context_columns_of_any_name_are_served(odd_release: Release) -> None:
     chain = Chain.open(odd_release)
     reader = {"user_id": np.array([[1000]])}
     out, _ = chain.run(reader)
-    # Not sent is null, for the category as for the number.
+    # What is not sent is null, for the category as for the number.
     assert out["user_num"].tolist() == [[-9.0]]
     known = dict(zip(columns, out["user_cat"][0].tolist(), strict=True))
     assert known.pop("reader") > 1
@@ -327,7 +327,7 @@ def test_context_columns_of_any_name_are_served(odd_release: Release) -> None:
     assert {name for name, value in known.items() if value == 1} == {"score", "time_us_filtering"}
 
 
-# --------------------------------------------------------------------------------------- of users and items
+# ---------------------------------------------------------------------------------------- users and items
 
 
 def named_workflow(users: pd.DataFrame, items: pd.DataFrame, *, user: str, item: str, folder: Path) -> Any:
@@ -346,7 +346,7 @@ def named_workflow(users: pd.DataFrame, items: pd.DataFrame, *, user: str, item:
 
 
 def named_release(folder: Path, *, user: str, item: str, rule: str, title: str) -> Release:
-    """A release of popular items whose columns are called so."""
+    """Return a release with popular items only, and with these column names."""
     users, items, interactions = small_frames()
     users = users.rename(columns={"income": user})
     items = items.rename(columns={"kind": item, "stock": rule, "title": title})

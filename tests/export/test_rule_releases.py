@@ -1,4 +1,4 @@
-"""Releases with rules by expression: what requests bring is inferred, obeyed, and verified."""
+"""Releases with rules by expression: their request columns are inferred, applied and verified."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RULES = (
 
 
 def ruled(parts: Parts) -> dict[str, Any]:
-    """Arguments of a release whose rules read columns that no model reads."""
+    """Return arguments of a release whose rules read columns that no model reads."""
     settings = msgspec.structs.replace(
         SETTINGS,
         rules=RULES,
@@ -54,7 +54,7 @@ def ruled(parts: Parts) -> dict[str, Any]:
     items = parts.items.assign(until=until.where(random.random(len(until)) < 0.8), maker=1000)
     items["maker"] = random.choice(parts.users["user_id"], len(items))
     users = parts.users.assign(vip=parts.users.age % 2 == 0)
-    # Half a day from every boundary that a test asks for.
+    # Half a day away from every boundary that a test uses.
     ago_s = DAY_S * (random.integers(0, 60, len(parts.interactions)) + 0.5)
     events = parts.interactions.assign(timestamp=BEGUN_S - ago_s)
     return {"settings": settings, "items": items, "users": users, "interactions": events}
@@ -66,7 +66,7 @@ def release(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 def right(parts: Parts, user: int, *, most: Any = None, tags: Any = None, now: float) -> set[int]:
-    """The items that pass the rules, in plain Python."""
+    """Return the items that pass the rules, in plain Python."""
     given = ruled(parts)
     known = given["users"].set_index("user_id")
     person = known.loc[user] if user in known.index else {"country": None, "vip": None}
@@ -101,7 +101,7 @@ def test_what_requests_bring_is_in_the_manifest(release: Release) -> None:
     names = {spec.name: {tensor.name for tensor in spec.inputs} for spec in release.stages.values()}
     assert {"most", "tags", "now"} <= names["retrieval"]
     assert {"again_days", "now"} <= names["retrieval"] & names["user_features"]
-    # The first stage alone reads users: it tells the rules of what was sent, or else stored.
+    # Only the first stage reads users; it passes their sent or stored values on to the rules.
     assert {"vip", "country"} <= names["user_features"]
     assert not {"vip", "country"} & names["retrieval"]
     assert not {"most", "tags"} & names["user_features"]
@@ -143,7 +143,7 @@ def test_what_was_had_comes_again_after_some_days(parts: Parts, recommender: Rec
     for user in often.tolist():
         mine = had[user].head(12)
         for days in (None, 0, 10, 45):
-            # The rules ask for the time too: what is open for them at the very same moment.
+            # The rules depend on the time too, so compare them at the same moment.
             features = {"now": BEGUN_S} | ({} if days is None else {"again_days": days})
             answer = recommender.recommend(user, k=12, include=mine.index.tolist(), features=features)
             until = BEGUN_S - DAY_S * (30 if days is None else days)
@@ -157,7 +157,7 @@ def test_what_was_had_comes_again_after_some_days(parts: Parts, recommender: Rec
 
 def test_what_is_sent_of_a_user_overrides_the_store(parts: Parts, recommender: Recommender) -> None:
     def come(**features: Any) -> set[str]:
-        """The kinds of which something comes, each asked for by itself."""
+        """Return the kinds with any recommended item, each requested separately."""
         found = set()
         for kind, items in parts.items.groupby("kind")["item_id"]:
             sent = {"now": 0, **features}

@@ -1,4 +1,4 @@
-"""`tiercel score` holds no more for ten times the users: what it has of its own, seen from outside."""
+"""`tiercel score` needs no more memory for ten times the users, measured from outside the process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from peak_memory import peak_bytes
 
 TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.main import main; main()"]
 FEW, MANY = 20_000, 200_000
-#: Interactions of a user.
+#: Interactions per user.
 HAD = 3
-#: Most bytes that a further user may cost. The answers of one, held to the end, would be 150 and more.
+#: Memory limit per additional user, in bytes. An answer kept to the end would take 150 or more.
 MOST_BYTES = 40
 
 
 def frames(parts: Parts, users: int) -> dict[str, pd.DataFrame]:
-    """So many users, most of them nobody that the workflow knew, each with a few items."""
+    """Return a number of users, most of them unknown to the workflow, with a few items each."""
     rng = np.random.default_rng(0)
     ids = np.arange(1, users + 1)
     known = parts.users.iloc[rng.integers(0, len(parts.users), users)]
@@ -41,7 +41,7 @@ def frames(parts: Parts, users: int) -> dict[str, pd.DataFrame]:
 
 
 def peak(release: Path, output: Path) -> int:
-    """Return the most bytes that the command held, without the pages of files that it has mapped."""
+    """Return the command's peak memory in bytes, without the pages of memory-mapped files."""
     command = [*TIERCEL, "score", str(release), str(output), "-k", str(SETTINGS.k_max), "--json"]
     return peak_bytes(command, "RssAnon")[0]
 

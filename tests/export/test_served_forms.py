@@ -1,4 +1,4 @@
-"""Served forms by source: several at once, none but lists, no ranker, and what does not fit together."""
+"""Served forms by source: several at once, only lists, no ranker, and combinations that do not fit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tiercel_serving.verify.checks import verify_release
 
 
 class HistoryTower(nn.Module):
-    """The mean of the vectors in the history: another dimension than the towers'."""
+    """The mean of the history's vectors, with another dimension than the towers'."""
 
     def __init__(self, vectors: np.ndarray) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def test_two_vector_sources_with_quotas(two_sources: Release, parts: Parts) -> N
     figures = two_sources.manifest.sources
     assert figures["towers"]["exact"]
     assert not figures["history"]["exact"]
-    # Each is measured with its own queries, which the other's dimension would not even fit.
+    # Each is measured with its own queries; the other's dimension would not even fit.
     assert figures["history"]["recall"] >= 0.99
     assert {name: q.dimension for name, q in two_sources.manifest.queries.items()} == {
         "towers": 8,
@@ -83,7 +83,7 @@ def test_two_vector_sources_with_quotas(two_sources: Release, parts: Parts) -> N
     for codes in out["source"]:
         counts = np.bincount(codes, minlength=4)
         assert counts.tolist() == [0, 13, 7, 4]
-    # All are sorted by the first source's scores.
+    # All are sorted by the scores of the first source.
     query = out["query_towers"]
     vectors = two_sources.artefact("source_towers", "source").array("vectors")
     expected = np.einsum("bnd,bd->bn", vectors[out["retrieved_row"]], query)
@@ -120,7 +120,7 @@ def test_lists_alone_need_no_form_at_all(parts: Parts, tmp_path: Path) -> None:
     assert made.settings.sources == (Popular(),)
     out, _ = Chain.open(made).run({"user_id": parts.users["user_id"].to_numpy()[:, None]})
     assert (out["source"] <= 1).all()
-    # What is beyond six items is in a Bloom filter; nothing of it comes.
+    # All but the latest six items are in a Bloom filter; none of them is recommended.
     row_of = {item: row for row, item in enumerate(parts.items["item_id"])}
     had = parts.interactions.groupby("user_id")["item_id"].agg(set)
     assert had.map(len).max() > 12
@@ -136,8 +136,8 @@ def _own_sources(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_own_sources")
 def test_kinds_that_nobody_knew_are_served(parts: Parts, tmp_path: Path) -> None:
-    """One reads a raw column and needs no model, the other the history and takes item weights."""
-    # Few digits, so that a sum is the same in whatever order it is taken.
+    """One reads a raw column and needs no model, the other reads the history and takes item weights."""
+    # Few digits, so that a sum does not depend on the order.
     weights = np.random.default_rng(1).integers(0, 64, (ITEMS, ITEMS)) / 8
     sources = (own_sources.Weights("alike", quota=10), own_sources.Best("best", quota=None))
     made = small_release(
@@ -174,7 +174,7 @@ class Odd:
 
 
 class Wide(nn.Module):
-    """A query of whatever width."""
+    """A query three times as wide as ``user_num``."""
 
     def forward(self, user_num: torch.Tensor) -> torch.Tensor:
         return user_num.repeat(1, 3)

@@ -1,4 +1,4 @@
-"""Workflows that group events into sessions, from fit to answer: sessions of requests and of the store."""
+"""Workflows that group events into sessions, from fit to answer: sessions in requests and in the store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LENGTH = 4
 
 
 class SessionTower(nn.Module):
-    """The latest items of a session, its mean price, and how many events it has."""
+    """The latest items of a session, its mean price, and its number of events."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class SessionTower(nn.Module):
 
 
 def session_workflow(frame: pd.DataFrame, key: str, folder: Path) -> Any:
-    """What a session-based model is trained on: the latest items in order of time, and figures."""
+    """Return the features of a session-based model: the latest items in order of time, and statistics."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import nvtabular
@@ -76,11 +76,11 @@ def frames_with_sessions() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 def built(folder: Path, parts: Parts, key: str, **changes: Any) -> Release:
     users, items, interactions = frames_with_sessions()
     if key == "session_id":
-        # A session of a request is put in order by dates.
+        # Dates order the session of a request.
         interactions["timestamp"] = pd.to_datetime(interactions["timestamp"], unit="s")
     frame = interactions.merge(items[["item_id", "kind"]], on="item_id")
     if key == "user_id":
-        # A session is all that a user did: the store has it, as lists.
+        # A session is a user's whole history, stored as lists.
         lists = interactions.groupby(key)[["item_id", "timestamp", "paid"]].agg(list).reset_index()
         users = users.merge(lists, on=key, how="left")
     arguments = {
@@ -125,7 +125,7 @@ def test_a_session_of_the_request(of_requests: Release) -> None:
         SESSION, (True, "context")
     )
     assert columns["timestamp"].unit == "ns"
-    # The graph has an output of that name.
+    # The graph has an output with this name.
     assert columns["item_id"].tensor == "item_id_2"
     chain = Chain.open(of_requests)
     asked = {"user_id": np.array([[1000]]), **sent(of_requests, **SESSION)}
@@ -141,7 +141,7 @@ def test_a_session_of_the_request(of_requests: Release) -> None:
     for name in ("user_list_item_id_list", "user_cat", "item_id"):
         assert np.array_equal(out[name], other[name])
     assert len(set(out["user_list_item_id_list"][0].tolist())) == LENGTH
-    # One event alone is a session that the filter would drop: it is served.
+    # The filter would drop a session of one event, but serving answers it.
     short, _ = chain.run({"user_id": np.array([[1000]]), **sent(of_requests, item_id=[500])})
     assert short["user_cat"].tolist() == [[1]]
     assert np.isnan(short["user_num"]).all()
@@ -167,7 +167,7 @@ def test_a_session_of_the_store(of_the_store: Release) -> None:
         own = interactions[interactions["user_id"] == user].sort_values("timestamp", kind="stable")
         out, _ = chain.run({"user_id": np.array([[user]])})
         assert out["user_cat"].tolist() == [[len(own)]]
-    # What a request sends is the whole session: nothing of the stored one is left, whatever it leaves out.
+    # A request replaces the whole session: no stored column is used, even one that it leaves out.
     one, _ = chain.run({"user_id": np.array([[1000]]), **sent(of_the_store, item_id=[500, 507])})
     assert one["user_cat"].tolist() == [[2]]
     assert np.isnan(one["user_num"]).all()

@@ -1,4 +1,4 @@
-"""Recommenders with little to go by: no user features, no history, models that ignore most of it."""
+"""Recommenders with little input: no user features, no history, models that ignore most of it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def item_workflow(parts: Parts, folder: Path) -> Any:
 
 
 def test_a_history_is_enough(parts: Parts, tmp_path: Path) -> None:
-    """No user feature, no rule, no title; unknown users go through the models like everybody else."""
+    """Without user features, rules or titles; unknown users go through the models like all others."""
     torch.manual_seed(0)
     tower = HistoryTower()
     vectors = np.random.default_rng(0).normal(size=(ITEMS, 8)).astype(np.float32)
@@ -94,7 +94,7 @@ def test_no_history_and_models_that_ignore_the_items(parts: Parts, tmp_path: Pat
     assert verify_release(release).ok
     names = {tensor.name for tensor in release.stages["user_features"].outputs}
     assert not names & {"history_row", "history_cat", "history_length"}
-    # Nobody needs the candidates' features for an answer; only the explanation shows how long they took.
+    # No answer needs the candidates' features; only the explanation shows how long they take.
     config = (release.path / "triton" / "recommend" / "config.pbtxt").read_text()
     assert 'model_name: "candidate_features"' not in config
     config = (release.path / "triton" / "recommend_explain" / "config.pbtxt").read_text()

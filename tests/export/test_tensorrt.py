@@ -49,12 +49,12 @@ RTX = FLAVOURS["tensorrt_rtx"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    """A model with wide layers, its FP16 form, and the specification of its plan."""
+    """Return a model with wide layers, and a folder with its FP16 form and plan specification."""
     torch.manual_seed(0)
     module = frozen(Wide())
     folder = tmp_path_factory.mktemp("ranking")
     with pytest.MonkeyPatch.context() as patch:
-        # Without the library nothing but the plan is missing.
+        # Without the library only the plan is missing.
         patch.setattr(makers, "find_module", lambda flavour: None)
         makers.make_tensorrt_fp16(
             module,
@@ -68,7 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
 
 
 class Wide(Model):
-    """The model of ``test_dense_models`` with layers that are worth half precision."""
+    """The model of ``test_dense_models``, with layers wide enough for half precision."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_a_plan_is_built(made: tuple[nn.Module, Path], precision: str | None, tm
 
 @pytest.mark.tensorrt
 def test_a_plan_that_takes_new_weights_needs_a_gpu(made: tuple[nn.Module, Path]) -> None:
-    """As TensorRT-RTX 1.7 has it: with the flag REFIT it compiles kernels at once."""
+    """TensorRT-RTX 1.7 compiles kernels at once if the flag REFIT is set."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(EngineBuildFailed, match="takes new weights needs a GPU and its driver"):
@@ -202,7 +202,7 @@ def test_weights_that_are_no_numbers() -> None:
 
 @pytest.fixture(scope="module")
 def unbuilt(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """``--target tensorrt --engine tensorrt-fp16 --layout staged``, without TensorRT. Read only."""
+    """Build with ``--target tensorrt --engine tensorrt-fp16 --layout staged`` but no TensorRT. Read-only."""
     destination = tmp_path_factory.mktemp("unbuilt") / "small"
     return small_release(destination, parts, target="tensorrt", engine="tensorrt-fp16", layout="staged")
 
@@ -248,7 +248,7 @@ def test_fused_runs_plans_in_the_python_process(unbuilt: Release, tmp_path: Path
 
 
 def double_of_a_gpu(monkeypatch: pytest.MonkeyPatch, *, wrong: bool = False) -> None:
-    """Let plans be the graphs themselves, run by ONNX Runtime: what is tried is the installation."""
+    """Use graphs as plans and run them by ONNX Runtime, so that only the installation is tested."""
 
     def build(cls: Any, folder: Path, cache: Path | None = None, **options: Any) -> str:
         specification = BuildSpecification.read(folder)
@@ -295,7 +295,7 @@ def test_engines_are_built_verified_and_installed(
     assert "model.plan" in header["bytes"]
     assert "build.json" not in header["bytes"], "a built copy goes without what a build alone reads"
     assert (unbuilt.path / "artefacts" / "ranking" / "build.json").is_file()
-    # The release that was given is as it was.
+    # The original release is unchanged.
     after = {file: file.stat().st_mtime_ns for file in unbuilt.path.rglob("*") if file.is_file()}
     assert after == before
 

@@ -1,4 +1,4 @@
-"""Every name of TensorRT's binding that we use: against what is installed, and what is known of others."""
+"""Names of TensorRT's binding that we use: they exist in the installed, oldest and newest versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tiercel_serving.engines.trt import flavours
 from tiercel_serving.engines.trt.flavours import FLAVOURS, NAMES, find_module
 
-#: Version → class → its names; read from the wheels by ``read_trt_names.py``. Ends of what is supported.
+#: Version → class → its names, from ``read_trt_names.py``, for the oldest and newest supported version.
 KNOWN: dict[str, dict[str, str]] = {
     version: names
     for version, names in json.loads(Path(__file__).with_name("trt_names.json").read_text()).items()
@@ -26,7 +26,7 @@ def missing(has: Any) -> list[str]:
 
 @pytest.mark.parametrize("version", KNOWN)
 def test_the_binding_of_each_end_has_every_name(version: str) -> None:
-    """Fails on what 11 removed, and on what 10.12 had not yet."""
+    """Fails if we use a name that 11 removed, or that 10.12 did not have yet."""
     known = {owner: set(names.split()) for owner, names in KNOWN[version].items()}
     assert not missing(lambda owner, name: name in known[owner])
 
@@ -57,7 +57,7 @@ def test_the_installed_binding_has_every_name(flavour: str) -> None:
 
 
 def test_the_table_of_names_is_whole() -> None:
-    """What the code says of the module itself, ``trt.X`` and ``trt.X.Y``, is in the table."""
+    """Every ``trt.X`` and ``trt.X.Y`` in the code is in the table."""
     folder = Path(flavours.__file__).parent
     said = [
         one

@@ -1,4 +1,4 @@
-"""The offline validator: every rule, broken once."""
+"""The offline validator: each rule is violated once."""
 
 from __future__ import annotations
 

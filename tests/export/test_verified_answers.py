@@ -34,7 +34,7 @@ MANY = 20_000
 
 
 def many_items(items: pd.DataFrame) -> pd.DataFrame:
-    """The same items, and made-up ones that nobody has had."""
+    """Return the items, and synthetic ones without interactions."""
     random = np.random.default_rng(0)
     more = MANY - len(items)
     others = pd.DataFrame(
@@ -51,7 +51,7 @@ def many_items(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def large(parts: Parts, path: Path, factory: str) -> Release:
-    """Vectors that differ by little: at each cut-off several scores nearly tie."""
+    """Build a release with vectors so similar that several scores nearly tie at each cut-off."""
     random = np.random.default_rng(1)
     vectors = random.normal(size=8) + 0.005 * random.normal(size=(MANY, 8))
     settings = msgspec.structs.replace(
@@ -69,7 +69,7 @@ def large(parts: Parts, path: Path, factory: str) -> Release:
 
 @pytest.fixture(scope="module", params=["Flat", "IVF64,Flat"])
 def many(request: pytest.FixtureRequest, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    # So that an index is made of what the rule leaves.
+    # So that an index is built over the items that pass the rule.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiercel_serving.sources.index.EXACT_ITEMS", 0)
         return large(parts, tmp_path_factory.mktemp("many") / "release", request.param)
@@ -83,7 +83,7 @@ def test_nobody_is_left_out_because_scores_lie_close(many: Release) -> None:
     _, want = StoredGolden(many).tensors("answers")
     assert len(want["status"]) == want["wanted"][0] == ANSWER_USERS + 1
     real = want["candidate_row"] < MANY
-    # All but the stranger have somebody near a cut-off, and far more who are certain.
+    # All users but the unknown one have items near a cut-off, and far more that are certain.
     near = (real & ~want["candidate_certain"]).sum(axis=1)
     assert np.count_nonzero(near == 0) <= 3
     assert (want["candidate_certain"].sum(axis=1) > 60).all()
@@ -94,7 +94,7 @@ def test_nobody_is_left_out_because_scores_lie_close(many: Release) -> None:
 
 
 def certain_of(release: Release) -> np.ndarray:
-    """Rows of items of which it is certain that the first known user's ranker sees them, best first."""
+    """Return the rows of items that the ranker certainly sees for the first known user, best first."""
     _, want = StoredGolden(release).tensors("answers")
     user = int(np.flatnonzero(want["status"][:, 0] == 0)[0])
     rows: np.ndarray = want["candidate_row"][user][want["candidate_certain"][user]]
@@ -142,7 +142,7 @@ def test_a_broken_release_is_caught(
     path = Path(shutil.copytree(many.path, tmp_path / "copy"))
     rows = certain_of(many)
     if breaks is turn_vectors and many.manifest.sources["towers"]["exact"]:
-        # One is enough; an index that may miss some is held to how many it misses.
+        # One row is enough here; an approximate index is instead held to a number of misses.
         rows = rows[:1]
     breaks(path, rows)
     write_manifest(path, read_manifest((path / "manifest.json").read_bytes(), "manifest.json"))
@@ -165,7 +165,7 @@ def test_one_vector_for_all_items_is_a_warning(parts: Parts, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kept", [1, 2, 3, 20])
 def test_more_candidates_than_a_ranker_takes_are_scored_behind_the_same_best(kept: int) -> None:
-    """A cut between near ties gives the reference more than are kept; rankers see the first of them."""
+    """At near ties the reference has more candidates than are kept; rankers see the first of them."""
 
     def run(known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         score = known["kept_score"]

@@ -1,4 +1,4 @@
-"""Integers at the ends of 64 bits, and such as no float holds, through an export and an answer."""
+"""Integers at the limits of 64 bits, and others that no float holds, through an export and an answer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tiercel_serving.runtime.local import LocalTransport
 from tiercel_serving.settings import ServingSettings
 from tiercel_serving.sources.popular import Popular
 
-#: How a column becomes a feature of whom.
+#: How each column is tagged.
 TAGS = {"user_id": ops.TagAsUserID, "item_id": ops.TagAsItemID, "code": ops.TagAsUserFeatures}
 
 
 def fitted(frame: pd.DataFrame, folder: Path) -> nvt.Workflow:
-    """Categories of each column of the frame."""
+    """Return a fitted workflow with the categories of each column."""
     chains = [[name] >> ops.Categorify(out_path=str(folder)) >> TAGS[name]() for name in frame]
     workflow = nvt.Workflow(sum(chains[1:], chains[0]))
     with warnings.catch_warnings():
@@ -71,7 +71,7 @@ def test_ids_at_both_ends(tmp_path: Path) -> None:
 
 
 def test_integers_beside_nulls_that_no_float_holds(tmp_path: Path) -> None:
-    """A user gets the very items whose code is the user's, in a column and among the elements of a list."""
+    """A user gets exactly the items with the user's code, in a scalar column and in a list column."""
     users, items, interactions = small_frames()
     rows = np.arange(len(items))
     user_codes, item_codes = (2**53 + np.arange(len(table)) for table in (users, items))
@@ -98,7 +98,7 @@ def test_integers_beside_nulls_that_no_float_holds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("everybody", [False, True])
 def test_nulls_that_the_fit_had_not_seen(tmp_path: Path, everybody: bool) -> None:
-    """NVTabular raises on a null among integers that were fitted without one: other rows are compared."""
+    """NVTabular raises on a null among integers that were fitted without one, so other rows are compared."""
     users, items, interactions = small_frames()
     users["code"] = pd.array(np.arange(len(users)) % 3 + 5, "Int64")
     joined = interactions.merge(users, on="user_id")[["user_id", "item_id", "code"]].astype({"code": "int64"})

@@ -1,4 +1,4 @@
-"""Drawn columns, and the frames of them: what a workflow is fitted on, and what requests ask.
+"""Drawn columns, and frames of them for fitting a workflow and for requests.
 
 Hypothesis draws each column's dtype and its pool of values; rows are then taken from the pool by a seeded
 generator, so that a frame of 1,000 rows costs Hypothesis one integer.
@@ -25,7 +25,7 @@ FLOAT_DTYPES = ("float32", "float64")
 #: dtypes of scalar columns, and of the elements of lists.
 SCALARS = (*INT_DTYPES, "int64", "int64", *FLOAT_DTYPES, *FLOAT_DTYPES, "bool", "text", "text", "text")
 ELEMENTS = ("int64", "int64", "int32", "float64", "float32", "text", "text", "bool")
-#: The pandas extension dtypes that a fit may have instead of NumPy's.
+#: The pandas extension dtypes that a fitted frame may have instead of NumPy's.
 EXTENSIONS = {
     "int8": "Int8",
     "int16": "Int16",
@@ -48,15 +48,15 @@ class ColumnSpec:
     name
         Its name.
     dtype
-        A NumPy dtype's name, or ``text``; of the elements, for a list.
+        A NumPy dtype's name, or ``text``; for a list, that of its elements.
     is_list
         Whether each row is a list.
     values
-        The values that the fit has.
+        Values in the fitted frame.
     more
-        Values that only requests have.
+        Values that occur only in requests.
     nulls
-        Share of nulls at fit.
+        Share of nulls in the fitted frame.
     form
         ``plain``; ``extension``, a pandas extension dtype; or ``floats``, integers that became float64
         because some are null.
@@ -73,7 +73,7 @@ class ColumnSpec:
 
 @dataclass(frozen=True)
 class Request:
-    """A request's frame: how many rows, from which seed, which share of cells is null and which unseen."""
+    """A request's frame: number of rows, seed, share of null cells, share of unseen values."""
 
     rows: int
     seed: int
@@ -127,7 +127,7 @@ def columns(name: str, dtypes: tuple[str, ...], *, is_list: bool = False) -> st.
 
 
 def _typed(values: list[Any], dtype: str) -> tuple[Any, ...]:
-    """Round floats to what their dtype holds, so that fit and request say the same value."""
+    """Round floats to their dtype, so that fit and request have the same values."""
     if dtype != "float32":
         return tuple(values)
     with np.errstate(all="ignore"):
@@ -135,7 +135,7 @@ def _typed(values: list[Any], dtype: str) -> tuple[Any, ...]:
 
 
 def requests(sizes: tuple[int, ...], count: int) -> st.SearchStrategy[list[Request]]:
-    """Draw ``count`` requests; the first have the given sizes, so that each of them is asked for sure."""
+    """Draw ``count`` requests; the first have the given sizes, so that each size occurs."""
     shares = st.sampled_from([0.0, 0.0, 0.2, 0.5, 1.0])
     some = st.sampled_from([1, 1, 2, 7, 40])
 
@@ -152,13 +152,13 @@ def requests(sizes: tuple[int, ...], count: int) -> st.SearchStrategy[list[Reque
 
 
 def fit_frame(specs: tuple[ColumnSpec, ...], rows: int, seed: int) -> pd.DataFrame:
-    """Return the frame of a fit."""
+    """Return a frame to fit on."""
     rng = np.random.default_rng(seed)
     return pd.DataFrame({spec.name: _fit_series(spec, rows, rng) for spec in specs})
 
 
 def _fit_series(spec: ColumnSpec, rows: int, rng: np.random.Generator) -> pd.Series:
-    # Low indices are frequent, so that thresholds by frequency part the vocabulary.
+    # Low indices are frequent, so that frequency thresholds split the vocabulary.
     def take(size: int) -> np.ndarray:
         return _objects(spec.values)[(len(spec.values) * rng.random(size) ** 2).astype(np.int64)]
 
@@ -199,7 +199,7 @@ def _request_series(spec: ColumnSpec, request: Request, rng: np.random.Generator
     if not spec.is_list:
         data = _with_nulls(take(rows), request.nulls, rng)
         if spec.dtype == "int64" and None in data:
-            # The oracle's frame has float64 beside a null, which rounds the highest integers up to 2**63.
+            # Beside a null the oracle's frame is float64, which rounds the highest integers up to 2**63.
             data = np.where(np.equal(data, None), None, [min(value or 0, 2**63 - 1025) for value in data])
         return pd.Series(data, dtype=object)
     data = [take(size) for size in rng.choice([0, 1, 2, 3, 40], rows, p=[0.2, 0.3, 0.3, 0.17, 0.03])]
@@ -217,7 +217,7 @@ def _with_nulls(data: np.ndarray, share: float, rng: np.random.Generator) -> np.
 
 
 def _list_series(lists: list[Any], spec: ColumnSpec) -> pd.Series:
-    """Return the lists of a fit: arrays where NVTabular could not tell the dtype else."""
+    """Return lists of a fit, as arrays where NVTabular could not infer the dtype otherwise."""
     rows = lists
     if spec.dtype in ("float32", "int32"):
         rows = [row if None in row and spec.dtype == "int32" else np.array(row, spec.dtype) for row in lists]

@@ -1,6 +1,6 @@
-"""The operators that random graphs are made of: what each takes, how it is drawn, and what it makes.
+"""The operators in random graphs: what each takes, how it is drawn, and what it makes.
 
-Each operator is a :class:`Kind` of the literal table :data:`KINDS`; a test holds that the table covers every
+Each operator is a :class:`Kind` in the literal table :data:`KINDS`; a test checks that the table covers every
 compiled operator of ``tiercel_export.lowering.table``.
 """
 
@@ -40,14 +40,14 @@ Specs = dict[str, ColumnSpec]
 
 @dataclass(frozen=True)
 class Building:
-    """What a kind builds a node from.
+    """What a kind builds its node from.
 
     Parameters
     ----------
     node
-        The first source with the columns taken: a node, or a list of raw names.
+        The first source, restricted to the columns taken: a node, or a list of raw names.
     others
-        The other sources, whole.
+        The other sources, with all their columns.
     names
         As in :class:`Step`.
     folder
@@ -144,7 +144,7 @@ def draw_target_encoding(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, .
 
 
 def draw_table(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    """Draw which columns are keys, the table's keys, and which other columns it has."""
+    """Draw the key columns, the table's keys, and its other columns."""
     on = tuple(taken)[: draw(st.integers(1, 2))]
     keys = [draw(st.lists(st.sampled_from(specs[name].values + specs[name].more), min_size=3)) for name in on]
     rows = tuple(dict.fromkeys(zip(*keys, strict=False)))
@@ -157,7 +157,7 @@ def draw_flag(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
 
 
 def draw_slice(draw: Draw, taken: Types, specs: Specs) -> tuple[Any, ...]:
-    """Draw start and end, and what to pad with; None is no padding."""
+    """Draw start, end and the padding value; None means no padding."""
     start, end = draw(st.sampled_from([(2, None), (1, 3), (-2, None), (-3, -1), (-3, 2), (0, 5), (0, None)]))
     texts = all(column.kind == "text" for column in taken.values())
     pads = ["", "a", "né"] if texts else [0, -7, 0.5, 2**40]
@@ -215,10 +215,10 @@ TAGGING: dict[str, Callable[[], Any]] = {
 }
 
 
-#: What statistics and encodings are of: raw columns that each plan has.
+#: Targets of statistics and encodings: raw columns that each plan has.
 TARGETS = ["i", "f"]
 
-#: Rows of the feature matrix of ColumnSimilarity. NVTabular reads memory beyond it for any other row.
+#: Rows of the feature matrix of ColumnSimilarity. NVTabular reads out of bounds for any other row.
 MATRIX_ROWS = 6
 ROWS = tuple(range(MATRIX_ROWS))
 
@@ -256,7 +256,7 @@ def numbers_and_flags(column: Type) -> bool:
 
 
 def numeric(column: Type) -> bool:
-    """Numbers and lists of numbers."""
+    """Return whether a column holds numbers or lists of numbers."""
     return column.kind != "text"
 
 
@@ -285,7 +285,7 @@ def filled(taken: Types, parameters: tuple[Any, ...]) -> Types:
 
 
 def of_own(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    """Return the columns that an operator of ours makes."""
+    """Return the columns that one of our operators makes."""
     name, arguments, options = parameters
     operator = OPERATORS[name](*arguments, **options)
     kind = "text" if name in ("TextSlice", "TextCase", "TextStrip") or arguments == ("str",) else "float"
@@ -309,7 +309,7 @@ def inner(taken: Types, parameters: tuple[Any, ...]) -> Types:
 
 
 def combined(taken: Types, parameters: tuple[Any, ...]) -> Types:
-    # Groups are drawn after the parameters: of the group's name nothing is known but that it is there.
+    # Groups are drawn after the parameters, so the name of the combined column is not known yet.
     return {}
 
 
@@ -359,7 +359,7 @@ def build_join_external(
     named: bool,
     some: bool,
 ) -> Any:
-    """Join a table whose keys have the raw columns' dtypes, under their names or others."""
+    """Join a table whose keys have the dtypes of the raw columns, and their names or others."""
     on_ext = [f"key {name}" if named else name for name in on]
     table = pd.DataFrame(
         {
@@ -385,7 +385,7 @@ def build_slice(built: Building, start: int, end: int | None, pad: Any) -> Any:
 
 
 def build_drop(built: Building, least: int) -> Any:
-    """Drop columns that are just made categories: on others NVTabular's operator raises."""
+    """Drop columns straight after Categorify: on other columns NVTabular's operator raises."""
     return categorify(built, {}) >> ops.DropLowCardinality(least)
 
 
@@ -405,7 +405,7 @@ def build_subgraph(built: Building, chain: tuple[Any, ...]) -> Any:
 
 
 def as_node(node: Any) -> Any:
-    """Make a list of raw names a node of its own."""
+    """Turn a list of raw names into a node."""
     return node >> ops.AddMetadata() if isinstance(node, list) else node
 
 
@@ -420,14 +420,14 @@ def categorify(built: Building, options: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Kind:
-    """How one operator is drawn and built.
+    """How to draw and build one operator.
 
     Parameters
     ----------
     keys
-        Operators of the lowering table, one of which it brings into the graph.
+        Operators of the lowering table, one of which the kind adds to the graph.
     takes
-        Whether it takes a column of a type.
+        Whether it takes a column of a given type.
     draw
         Draws its parameters, given the columns taken and the raw columns.
     makes
@@ -441,11 +441,11 @@ class Kind:
     grouped
         Whether a group of columns is among its names.
     alike
-        Whether its columns must be all of text or all of numbers.
+        Whether its columns must be all text or all numbers.
     raw
-        Whether it takes raw columns alone.
+        Whether it only takes raw columns.
     named
-        Whether it takes columns only under a raw column's name.
+        Whether it only takes columns named like a raw column.
     """
 
     keys: frozenset[str]
@@ -590,13 +590,13 @@ KINDS: dict[str, Kind] = {
 
 
 class Own(Operator):
-    """An operator of one's own, which returns more than it says."""
+    """A custom operator that returns more columns than it declares."""
 
     def transform(self, col_selector, df):  # type: ignore[no-untyped-def]
         return df.assign(**dict.fromkeys(TARGETS, 0))
 
 
-#: Operators that are refused: what they leave in their frames may stand over what others make.
+#: Refused operators: extra columns left in their frames may overwrite those of other operators.
 REFUSED_KINDS: dict[str, Kind] = {
     "lambda": kind(
         "merlin.UDF", any_column, draw_nothing, same, lambda b: b.node >> ops.LambdaOp(lambda c: c)
@@ -616,12 +616,12 @@ REFUSED_KINDS: dict[str, Kind] = {
     "own": kind("", any_column, draw_nothing, same, lambda b: b.node >> Own()),
 }
 
-#: What stands in a nested graph.
+#: Operators that a nested graph may contain.
 INNER = ("fill", "median", "log", "normalize", "categorify", "rename", "tag")
 
 
 def takeable(kind: Kind, types: Types) -> list[list[str]]:
-    """Return the columns that the operator takes; those of text apart, if it can't take them together."""
+    """Return the columns that the operator takes; text columns apart, if it cannot mix them with numbers."""
     names = [name for name, column in types.items() if kind.takes(column)]
     texts = [name for name in names if types[name].kind == "text"]
     sets = [texts, [name for name in names if name not in texts]] if kind.alike else [names]

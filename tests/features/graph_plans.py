@@ -1,6 +1,6 @@
-"""Drawn operator graphs: what a graph is, how Hypothesis draws one, and how NVTabular's graph is built.
+"""Random operator graphs: their data model, how Hypothesis draws them, and how NVTabular's graph is built.
 
-A graph is drawn as data (:class:`Plan`), so that a failure prints whole and can be kept as a test.
+A graph is drawn as data (:class:`Plan`), so that a failure prints completely and can be kept as a test.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from nvtabular import ops
 
 RAW = -1
 ALL_KINDS = {**KINDS, **REFUSED_KINDS}
-#: What stands behind a refused operator.
+#: Operators that may follow a refused operator.
 TAILS = ("tag", "rename", "fill", "subset", "stats", "categorify")
 
-#: What stands in each graph beside the operator in question.
+#: Operators that a graph may contain besides the one under test.
 ORDINARY = (
     "fill",
     "median",
@@ -48,13 +48,13 @@ class Step:
     kind
         Key of :data:`KINDS`.
     sources
-        Numbers of the nodes that it is applied to; -1 is the raw columns.
+        Indices of the nodes that it is applied to; -1 stands for the raw columns.
     names
-        The columns of the first source that it takes; a tuple among them is a group.
+        The columns that it takes from the first source; a tuple among them is a group.
     parameters
-        Whatever the kind draws.
+        The kind's drawn parameters.
     whole
-        Whether it takes the node as it is, of which the names are all; else they are selected first.
+        Whether it takes the whole node, with all of its columns; else the columns are selected first.
     """
 
     kind: str
@@ -77,11 +77,11 @@ class Plan:
     leaves
         The nodes whose columns are the workflow's outputs.
     apart
-        Whether each leaf's columns get a postfix; else a name of two leaves is the later's.
+        Whether each leaf's columns get a postfix; else the later of two leaves wins a shared name.
     split
-        Whether every other output is the item part's.
+        Whether every other output belongs to the item part.
     removed
-        Raw columns that ``remove_inputs`` takes out after the fit.
+        Raw columns that ``remove_inputs`` removes after the fit.
     rows, seed
         Of the fit's frame.
     """
@@ -101,7 +101,7 @@ class Plan:
 
 @st.composite
 def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
-    """Draw a graph of at most so many nodes, which has the operator ``focus``."""
+    """Draw a graph with the operator ``focus``: up to ``steps`` nodes, and up to 3 for refused operators."""
     specs = [
         draw(columns("i", INT_DTYPES)),
         draw(columns("f", FLOAT_DTYPES)),
@@ -145,7 +145,7 @@ def plans(draw: Draw, focus: str, steps: int = 5) -> Plan:
 
 
 def _add_after(draw: Draw, name: str, specs: Specs, raw: Types, made: list[Types], nodes: list[Step]) -> None:
-    """Add a refused operator, or a tail behind one, if it takes any column; its leaf is a later one."""
+    """Add a refused operator, or a tail after one, if it takes any column. Its leaf is a later one."""
     kind = ALL_KINDS[name]
     if name in TAILS:
         able = [len(made) - 1] if takeable(kind, made[-1]) else []

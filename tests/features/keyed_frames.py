@@ -16,7 +16,7 @@ TEXTS = ["", "a", "b", "é", "e\u0301", "東京", " ", "None", "nan", "🦅" * 9
 INTS = [0, 1, 2, 3, -1, 7, 255, 2**31, -(2**40), 2**53, 2**53 + 1, 2**62 + 1]
 FLOATS = [0.0, -0.0, 1.0, 1.5, -2.5, 0.1, 7.0, 1e-9, 2.0**60, 1e300, np.inf, -np.inf]
 
-#: Column → its dtype at fit, the values of the fit, more values that only requests have, nulls at fit.
+#: Column → dtype at fit, values of the fit, further values of requests alone, whether the fit has nulls.
 POOLS: dict[str, tuple[str, list[Any], list[Any], bool]] = {
     "int": ("int64", INTS, [5, -7, 2**62, 2**62 + 2], False),
     "small": ("int8", [0, 1, 2, -3, 100], [4, -128], False),
@@ -33,7 +33,7 @@ KEYS = list(POOLS)
 
 @dataclass(frozen=True)
 class Drawn:
-    """How many rows to draw, from which seed, and which share of cells is null or unseen."""
+    """A frame to draw: number of rows, seed, share of null cells, share of unseen values."""
 
     rows: int
     seed: int
@@ -42,7 +42,7 @@ class Drawn:
 
 
 def fit_frame(rows: int, seed: int) -> pd.DataFrame:
-    """Return a frame to fit on, with targets and values beside the keys."""
+    """Return a frame to fit on, with targets and numeric values in addition to the keys."""
     rng = np.random.default_rng(seed)
     frame = {}
     for name, (dtype, values, _, may_be_null) in POOLS.items():
@@ -58,7 +58,7 @@ def fit_frame(rows: int, seed: int) -> pd.DataFrame:
 
 
 def request_frame(drawn: Drawn, names: list[str]) -> pd.DataFrame:
-    """Return a request's frame of these columns, every column ``object``."""
+    """Return a request's frame of these columns, all of them ``object``."""
     rng = np.random.default_rng(drawn.seed)
     frame = {}
     for name in names:
@@ -73,7 +73,7 @@ def request_frame(drawn: Drawn, names: list[str]) -> pd.DataFrame:
 
 
 def known_keys(fit: pd.DataFrame, frame: pd.DataFrame, names: list[str]) -> np.ndarray:
-    """Return which rows' keys the fit has seen. A null is a key like any other."""
+    """Return a mask of the rows whose keys the fit has seen. A null is a key like any other."""
     seen = set(_tuples(fit, names))
     return np.array([row in seen for row in _tuples(frame, names)], bool)
 
@@ -95,7 +95,7 @@ def _objects(values: list[Any]) -> np.ndarray:
     return out
 
 
-#: A few requests that have it all: no rows, one, many; nulls, unseen values, both.
+#: Requests that together cover all cases: no rows, one, many; nulls, unseen values, both.
 REQUESTS = [
     Drawn(0, 1),
     Drawn(1, 2),
@@ -111,5 +111,5 @@ requests = st.builds(
 )
 groups = st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True)
 
-#: Few, since each is fitted.
+#: Few examples, since each one fits a workflow.
 SOME = examples(4, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))

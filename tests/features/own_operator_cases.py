@@ -30,7 +30,7 @@ NUMBERS = ["age", "rank", "price", "score", "flag", "tiny", "count", "void"]
 
 
 def added(first, *more):
-    """Return the sum of nodes, each under names of its own."""
+    """Return the sum of nodes, each with distinct column names."""
     for number, node in enumerate(more):
         first = first + (node >> ops.Rename(postfix=f"_{number}"))
     return first

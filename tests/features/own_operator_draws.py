@@ -25,7 +25,7 @@ UNITS = ("s", "ms", "us", "ns")
 
 
 def draw_number_operator(draw: Draw, others: Sequence[str]) -> Drawn:
-    """Draw an operator of numbers; ``others`` are raw columns that may be the second operand."""
+    """Draw an operator on numbers; ``others`` are raw columns that may be the second operand."""
     pick = lambda values: draw(st.sampled_from(list(values)))  # noqa: E731
     constant = not others or draw(st.booleans())
     operand = (pick(VALUES),) if constant else ()
@@ -60,7 +60,7 @@ def draw_number_operator(draw: Draw, others: Sequence[str]) -> Drawn:
 
 
 def draw_text_operator(draw: Draw) -> Drawn:
-    """Draw an operator of text."""
+    """Draw an operator on text."""
     name = draw(st.sampled_from(OF_TEXT))
     bounds = st.none() | st.integers(-3, 3)
     arguments: dict[str, Any] = {

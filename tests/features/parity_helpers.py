@@ -1,4 +1,4 @@
-"""Comparing a compiled feature program with NVTabular, bit for bit, wherever NVTabular answers."""
+"""Compare a compiled feature program with NVTabular, bit for bit, wherever NVTabular gives an answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tiercel_serving.features import FeatureProgram, InputColumn, OutputColumn
 from tiercel_serving.lookups.strings import Strings
 from tiercel_serving.spec import list_tensor
 
-# NVTabular logs a traceback for each frame that it refuses; the tests ask for many.
+# NVTabular logs a traceback for each frame that it refuses, and the tests send many such frames.
 logging.getLogger("merlin").disabled = True
 for name in ("executors", "merlin.dag.executors"):
     logging.getLogger(name).disabled = True
@@ -36,16 +36,16 @@ for name in ("executors", "merlin.dag.executors"):
 
 @dataclass
 class Pair:
-    """A compiled program and its oracle, with which raw columns each output reads."""
+    """A compiled program, its oracle, and the raw columns that each output depends on."""
 
     compiled: CompiledProgram
     oracle: FrameOracle | WholeWorkflow
     lineage: dict[str, frozenset[str]]
-    #: Outputs whose dtype NVTabular chooses by the batch's content, and the program by the schema.
+    #: Outputs whose dtype depends on the batch in NVTabular, and on the schema alone in the program.
     wide: frozenset[str] = field(default=frozenset())
-    #: Rows that NVTabular answers, such as those of the fit.
+    #: Rows on which NVTabular does not raise, such as those of the fit.
     anchor: pd.DataFrame | None = None
-    #: What was compiled.
+    #: The cut workflow that was compiled.
     cut: WorkflowParts | None = None
 
     @cached_property
@@ -54,12 +54,12 @@ class Pair:
 
     @cached_property
     def answered(self) -> pd.DataFrame:
-        """The anchor's rows in the oracle's form, whose nulls and infinities are replaced."""
+        """The anchor's rows in the oracle's form, with nulls and infinities replaced."""
         return replaced_cells(oracle_frame(self.anchor, self.program.inputs), self, _bad)[0]
 
     @cached_property
     def seen(self) -> dict[str, set[Any]]:
-        """The values of each column of them."""
+        """The set of values in each column of ``answered``."""
         return {name: set(map(_hashable, _flat(self.answered[name]))) for name in self.answered.columns}
 
 
@@ -70,14 +70,14 @@ def pair(workflow: Any, part: str = "user", **more: Any) -> Pair:
 
 
 class Unanswered(Exception):
-    """NVTabular raises whatever is replaced."""
+    """NVTabular raises whichever cells are replaced."""
 
 
 class WholeWorkflow:
     """NVTabular's whole workflow as the oracle of some of its outputs.
 
-    :class:`FrameOracle` takes the other parts' inputs out of the graph by ``remove_inputs``, which breaks
-    graphs of some shapes. Here they stay, and get rows of the fit, on which every operator answers.
+    :class:`FrameOracle` removes the other parts' inputs from the graph by ``remove_inputs``, which breaks
+    some graphs. Here they stay and are filled with rows of the fit, on which every operator works.
     """
 
     def __init__(self, workflow: Any, outputs: list[str], inputs: tuple[InputColumn, ...], fit: pd.DataFrame):
@@ -100,7 +100,7 @@ class WholeWorkflow:
 
 
 def without_folds(workflow: Any) -> Any:
-    """Return a copy whose TargetEncoding applies no folds, which is what ``no_fold`` compiles."""
+    """Return a copy whose TargetEncoding applies no folds, as ``no_fold`` compiles it."""
     workflow = copy.deepcopy(workflow)
     for node in iter_nodes([workflow.output_node], flatten_subgraphs=True):
         if hasattr(node.op, "kfold"):
@@ -111,18 +111,18 @@ def without_folds(workflow: Any) -> Any:
 def pairs_of_compiled(
     workflow: Any, fit: pd.DataFrame, parts: dict[str, str], *, wide: bool = True
 ) -> tuple[list[Pair], list[UnsupportedOperator]]:
-    """Return a pair for each part, with all outputs that can be compiled, and the refusals of the others.
+    """Return a pair for each part with all outputs that compile, and the refusals of the other outputs.
 
     Parameters
     ----------
     workflow
         A fitted workflow.
     fit
-        What it was fitted on.
+        The frame that it was fitted on.
     parts
         ``user`` or ``item`` by output column.
     wide
-        Whether it has operators that widen a column by the batch's content.
+        Whether it has operators that may widen a column's dtype, depending on the batch.
     """
     traced = trace(workflow, target_encoding="no_fold")
     lineage = {name: expression.inputs for name, expression in traced.items()}
@@ -145,22 +145,22 @@ def pairs_of_compiled(
 
 
 def answers_its_fit(pair: Pair) -> bool:
-    """Whether NVTabular answers the fit's own rows, once nulls and infinities are replaced.
+    """Return whether NVTabular answers the rows of the fit, once nulls and infinities are replaced.
 
-    If so, the product's oracle of the part must give the same as the whole workflow.
+    If so, also check that the product's oracle of the part agrees with the whole workflow.
     """
     try:
         expected = pair.oracle(pair.answered)
     except Exception:
         return False
     again = FrameOracle(pair.cut, pair.program.part)(pair.answered)
-    # FillMissing widens a column beside another one's null: that one may be of the other part.
+    # FillMissing widens a column beside a null in another one, which may belong to the other part.
     pd.testing.assert_frame_equal(again, expected, check_exact=True, check_dtype=False)
     return True
 
 
 def check_rows_alone(pair: Pair, raw: pd.DataFrame) -> None:
-    """Rows never influence each other: the first half of a batch by itself is what it is in the batch."""
+    """Check that rows do not influence each other: half of a batch gives what it gives in the batch."""
     whole, half = (
         pair.program.packed(columns_from_frame(frame, pair.program.inputs), len(frame))
         for frame in (raw, raw.iloc[: len(raw) // 2])
@@ -171,13 +171,13 @@ def check_rows_alone(pair: Pair, raw: pd.DataFrame) -> None:
 
 
 def check(pair: Pair, raw: pd.DataFrame, *, strict: bool = False) -> str:
-    """Compare both on a frame.
+    """Compare program and NVTabular on a frame.
 
-    Returns ``equal`` if NVTabular answered; ``equal beside the fit`` if it did once rows of the fit stood
-    below (it raises on a column that is null in every row); ``rest equal`` if it raised even so, and all
-    rows agree but those whose nulls and infinities had to be replaced to make it answer; ``seen equal`` and
-    ``known rows equal`` if unseen values, and unseen rows, had to be replaced too. ``strict`` insists on the
-    first.
+    Returns ``equal`` if NVTabular answered; ``equal beside the fit`` if it answered with rows of the fit
+    appended (it raises on a column that is null in every row); ``rest equal`` if it still raised, and all
+    rows agree except those whose nulls and infinities had to be replaced for an answer; ``seen equal`` and
+    ``known rows equal`` if unseen values, and unseen rows, had to be replaced too. With ``strict``, only
+    ``equal`` is accepted.
     """
     frame = oracle_frame(raw, pair.program.inputs)
     columns = columns_from_frame(frame, pair.program.inputs)
@@ -212,7 +212,7 @@ def check(pair: Pair, raw: pd.DataFrame, *, strict: bool = False) -> str:
 
 
 def check_packed(program: FeatureProgram, columns: dict[str, Column], got: dict[str, Column], n: int) -> None:
-    """The packed tensors are the same values after the cast to int64 or float32, row by row."""
+    """Check that the packed tensors hold the outputs cast to int64 or float32, row by row."""
     packed = program.packed(columns, n)
     part = program.part
     for kind, dtype in (("cat", np.int64), ("num", np.float32)):
@@ -235,7 +235,7 @@ def check_packed(program: FeatureProgram, columns: dict[str, Column], got: dict[
 def check_packed_text(
     program: FeatureProgram, columns: dict[str, Column], got: dict[str, Column], n: int
 ) -> None:
-    """Text that comes packed gives what text in objects gives."""
+    """Check that packed text gives the same results as text in object arrays."""
     given = dict(columns)
     for name, column in columns.items():
         if column.values.dtype == object:
@@ -260,11 +260,11 @@ def packed_values(column: Column, kind: str, dtype: type) -> np.ndarray:
 
 
 def ask_beside_the_fit(pair: Pair, frame: pd.DataFrame) -> tuple[str, pd.DataFrame, dict[str, np.ndarray]]:
-    """Ask the oracle with rows of the fit below the frame's, and with ever more cells replaced.
+    """Ask the oracle with rows of the fit appended, and with more and more cells replaced.
 
     Returns
     -------
-    The outcome, the oracle's answer, and by raw column which rows were replaced.
+    The outcome, the oracle's answer, and by raw column a mask of the replaced rows.
     """
     assert pair.anchor is not None, "NVTabular raised, and the test has no frame that it answers"
     fit, seen = pair.answered, pair.seen
@@ -290,7 +290,7 @@ def ask_beside_the_fit(pair: Pair, frame: pd.DataFrame) -> tuple[str, pd.DataFra
 def replaced_rows(
     frame: pd.DataFrame, fit: pd.DataFrame, pair: Pair
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Return the frame with the fit's first row in place of rows that the fit does not have."""
+    """Return the frame with the fit's first row in place of every row that the fit lacks."""
     scalars = [column.name for column in pair.program.inputs if not column.is_list]
     known = set(fit[scalars].itertuples(index=False, name=None))
     strange = np.array([row not in known for row in frame[scalars].itertuples(index=False, name=None)], bool)
@@ -305,7 +305,7 @@ def replaced_rows(
 def replaced_cells(
     frame: pd.DataFrame, pair: Pair, stray: Callable[[str, Any], bool]
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Return the frame with values of the fit in place of stray ones, and where they were."""
+    """Return the frame with values of the fit in place of stray ones, and masks of the replaced rows."""
     out, replaced = {}, {}
     for column in pair.program.inputs:
         name, series = column.name, frame[column.name]
@@ -322,7 +322,7 @@ def replaced_cells(
             dated = frame[name].dtype.kind == "M"
             series = pd.Series(values, dtype=frame[name].dtype if dated else object)
             if not column.is_list and not dated and column.dtype == "int64":
-                # Beside a null the highest integers have become the float 2**63, which is none.
+                # Beside a null the highest integers became the float 2**63, which int64 cannot hold.
                 series = series.map(lambda value: min(value, 2**63 - 1025))
             if not column.is_list and not dated and column.dtype != "bytes":
                 series = series.astype(column.dtype)
@@ -348,7 +348,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _bad(name: str, value: Any) -> bool:
-    """Whether NVTabular may raise on a value: null, NaN, ±inf, or a lone surrogate, which it can't hash."""
+    """Return whether NVTabular may raise on a value: null, NaN, ±inf, or a lone surrogate (not hashable)."""
     if isinstance(value, str):
         return any("\ud800" <= character <= "\udfff" for character in value)
     return value is None or (isinstance(value, (float, np.floating)) and not np.isfinite(value))
@@ -367,9 +367,9 @@ def compare(name: str, expected: pd.Series, got: Column, skip: np.ndarray, *, fl
             t for t, s in zip(ours, skip, strict=True) if not s
         ], name
         return
-    # A null makes an integer column float64 in NVTabular; else the program's dtype may only be the wider.
+    # A null makes an integer column float64 in NVTabular; otherwise the program's dtype may only be wider.
     wider = want.dtype == np.float64 or want.dtype == object or np.can_cast(want.dtype, got.values.dtype)
-    # Booleans that are null in every row of a batch become what fills them, such as the integer 0.
+    # Booleans that are all null in a batch take the dtype of the fill value, such as the integer 0.
     wider |= got.values.dtype == np.bool_ and want.dtype.kind == "i"
     assert got.values.dtype == want.dtype or (flexible and wider), (
         f"{name}: {got.values.dtype}, NVTabular has {want.dtype}"
@@ -391,15 +391,15 @@ def compare_with_other_nulls(
     skip: np.ndarray,
     null: np.ndarray,
 ) -> bool:
-    """Compare where a null of the batch changes what NVTabular makes of the other rows.
+    """Compare where a null in the batch changes NVTabular's values in the other rows.
 
-    A null makes its integer column float64, in which integers round, or do not wrap round. So where there
-    are nulls, the other rows have to be what they are without them. A column that the program holds in the
-    wider dtype always (``pair.wide``) may be what it is beside a null instead.
+    A null makes its integer column float64, in which integers round, or do not overflow. So in a batch with
+    nulls the other rows must equal what they are without them. A column that the program always holds in the
+    wider dtype (``pair.wide``) may instead equal its value beside a null.
 
     Returns
     -------
-    False if nothing of this can be the case.
+    False if nulls cannot explain the difference.
     """
     name = output.name
     if (
@@ -408,13 +408,13 @@ def compare_with_other_nulls(
         and got.values.dtype.kind in "iu"
         and expected[name].dtype == np.float64
     ):
-        # Beside an unseen key a statistic of integers is float64, too, which rounds beyond 2**53.
+        # Beside an unseen key an integer statistic is float64 too, which rounds beyond 2**53.
         rounded = np.where(valid_of(got), got.values.astype(np.float64), np.nan)
         try:
             compare(name, expected[name], Column(rounded), skip, flexible=True)
         except AssertionError:
             if not null.any() or null.all():
-                raise  # else the other rows may be what they are without the null
+                raise  # otherwise the other rows may equal those without the null
         else:
             return True
     if null.any() and not null.all():
@@ -439,7 +439,7 @@ def valid_of(column: Column) -> np.ndarray:
 
 
 def rows_of(column: Column, keep: np.ndarray) -> Column:
-    """Return some rows of a column."""
+    """Return the rows of a column where ``keep`` is True."""
     if column.offsets is None:
         return Column(column.values[keep], None if column.valid is None else column.valid[keep])
     elements = np.repeat(keep, np.diff(column.offsets))
@@ -452,7 +452,7 @@ def rows_of(column: Column, keep: np.ndarray) -> Column:
 
 
 def held(name: str, want: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return NVTabular's values in the program's dtype, which must hold each of them."""
+    """Return NVTabular's values cast to the program's dtype, which must hold each of them."""
     with np.errstate(all="ignore"):
         cast = want.astype(dtype)
         if dtype.kind == "f" and want.dtype.kind in "iu":
@@ -469,7 +469,7 @@ def compare_lists(name: str, expected: pd.Series, got: Column, skip: np.ndarray)
             continue
         ours = got.values[got.offsets[i] : got.offsets[i + 1]]
         if isinstance(row, np.ndarray) and row.dtype == object:
-            row = row.tolist()  # as Parquet keeps lists of text
+            row = row.tolist()  # the form in which Parquet returns lists of text
         if isinstance(row, list) and None in row:
             valid = got.valid[got.offsets[i] : got.offsets[i + 1]] if got.valid is not None else ours == ours
             assert [v is None for v in row] == (~valid).tolist(), name
@@ -478,7 +478,7 @@ def compare_lists(name: str, expected: pd.Series, got: Column, skip: np.ndarray)
             assert [v.encode("utf-8", "surrogatepass") for v in row] == list(ours), name
             continue
         if not isinstance(row, np.ndarray):  # a list that only passes through
-            # Of a column that is null in every row NVTabular makes scalars; here a null list is empty.
+            # NVTabular makes scalars of a column that is all null; here a null list is empty.
             row = np.array(row if isinstance(row, list) else [], got.values.dtype)
         elif len(row):
             assert row.dtype == ours.dtype, f"{name}: {ours.dtype}, NVTabular has {row.dtype}"

@@ -1,4 +1,4 @@
-"""Public examples that group events into sessions, as session models are fed; see ``public_workflows.py``."""
+"""Public workflows that group events into sessions for session models; see ``public_workflows.py``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAY_S = 24 * 60 * 60
 
 
 def of_sessions(key: str, n: int, r: np.random.Generator) -> np.ndarray:
-    """Return the key of each of ``n`` events: about four a session."""
+    """Return the key of each of ``n`` events, about four events per session."""
     return r.integers(0, max(n // 4, 1), n) + 100
 
 
@@ -102,25 +102,25 @@ def sigir(n: int, r: np.random.Generator) -> dict[str, Any]:
 
 
 def raw(*names: str) -> list[str]:
-    """Return columns as they are, to be added to others."""
+    """Return the names of raw columns, to be added to other nodes."""
     return list(names)
 
 
 def waves(days: Any, of: str) -> Any:
-    """Return ``sin(2π(day + 1 + 0.000001) / 7)`` of a day of the week."""
+    """Return ``sin(2π(day + 1 + 0.000001) / 7)``, or another function ``of`` it, of a day of the week."""
     turned = days >> Arithmetic("+", 1) >> Arithmetic("+", 0.000001) >> Arithmetic("*", 2 * np.pi / 7)
     return renamed(turned >> Function(of), f"dayofweek_{of}")
 
 
 def recency(seen: str, first: str) -> Any:
-    """Return the days since an item was first seen, 0 for those to come, as the notebooks do."""
+    """Return the days since an item was first seen, 0 for future items, as the notebooks do."""
     days = [seen] >> Arithmetic("-", column=first) >> Arithmetic("/", DAY_S) >> ops.Clip(min_value=0)
     scaled = days >> ops.LogOp() >> ops.Normalize(out_dtype=np.float32)
     return renamed(scaled, "product_recency_days_log_norm")
 
 
 def day_index(first: Any) -> Any:
-    """Return the number of a session's day; the notebooks count from the earliest of the batch."""
+    """Return the number of a session's day from a fixed first day; the notebooks use the batch's earliest."""
     day = first >> Arithmetic("-", FIRST_DAY_S) >> Arithmetic("//", DAY_S) >> Arithmetic("+", 1)
     return renamed(day, "day_index") >> ops.AddMetadata(tags=[Tags.CATEGORICAL])
 

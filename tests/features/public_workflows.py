@@ -1,6 +1,6 @@
-"""Feature workflows of public examples, their lambdas written as operators of ours; frames of made-up rows.
+"""Feature workflows of public examples, with their lambdas written as our operators, on synthetic rows.
 
-The graphs follow the notebooks of Merlin, NVTabular and Transformers4Rec and of the competitions' winners, on
+The graphs follow the notebooks of Merlin, NVTabular and Transformers4Rec and of competition winners, on
 frames with the columns that these read. ``public_sessions.py`` has those that group events into sessions.
 """
 
@@ -31,7 +31,7 @@ from tiercel_export.operators import (
     TimeDifference,
 )
 
-#: How many movies and documents there are.
+#: Number of movies, and of documents.
 MOVIES, DOCUMENTS = 50, 40
 
 
@@ -42,11 +42,11 @@ class Example:
     Parameters
     ----------
     columns
-        Makes so many rows of what it is fitted on.
+        Makes a given number of rows to fit on.
     graph
-        Makes its graph; vocabularies and statistics go into the folder that it is given.
+        Makes its graph, given a folder for vocabularies and statistics.
     instead
-        What had to be written otherwise than in the example.
+        What had to be written differently from the original.
     key
         The column by which it groups events into sessions.
     """
@@ -192,7 +192,7 @@ def label(node: Any, *tags: Any) -> Any:
 
 
 def movies() -> pd.DataFrame:
-    """Return what the notebooks join by ``movieId``."""
+    """Return the table that the notebooks join by ``movieId``."""
     r = np.random.default_rng(0)
     return pd.DataFrame({"movieId": np.arange(MOVIES), "genres": lists(MOVIES, 18, r)})
 
@@ -297,7 +297,7 @@ def graph_outbrain(p: str) -> Any:
 
 
 def since(column: str) -> Any:
-    """Return the days since a publication, 0 for those to come and those of ten years ago."""
+    """Return the days since a publication; 0 for future ones and those more than ten years ago."""
     seen = ["timestamp"] >> Arithmetic("+", 1465876799998)
     days = seen >> TimeDifference(column, "D", of="ms")
     known = renamed(days >> Compare("<=", 3650) >> Cast("int64"), f"{column}_known")
@@ -306,7 +306,7 @@ def since(column: str) -> Any:
 
 
 def topics_alike() -> Any:
-    """Return the similarity of two documents' topics, of which each has two."""
+    """Return the similarity of two documents' topics; each document has two."""
     r = np.random.default_rng(0)
     at = np.repeat(np.arange(DOCUMENTS + 8), 2)
     topics = coo_matrix((r.random(len(at)), (at, r.integers(0, 9, len(at)))))

@@ -1,4 +1,4 @@
-"""Workflows of NVTabular, fitted without its warnings, and folders for what they write."""
+"""Fit NVTabular workflows without its warnings, and make folders for their files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NUMBERS = itertools.count()
 
 
 def path(folder: Path) -> str:
-    """Return a new folder: of two operators in one the later overwrites the earlier's files."""
+    """Return a new folder: two operators that share one overwrite each other's files."""
     place = folder / f"fitted{next(_NUMBERS)}"
     place.mkdir()
     return str(place)
 
 
 def fit(node: Any, frame: pd.DataFrame | nvt.Dataset) -> nvt.Workflow:
-    """Return a graph of user features, fitted."""
+    """Return a fitted workflow of user features."""
     workflow = nvt.Workflow(node >> ops.AddTags([Tags.USER]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

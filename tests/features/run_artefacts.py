@@ -1,7 +1,7 @@
 """Run feature artefacts in a process that has no NVTabular and no pandas.
 
 ``python run_artefacts.py FOLDER …`` opens ``FOLDER/artefact``, runs it on ``FOLDER/inputs.npz`` and writes
-``FOLDER/outputs.npz``. Tests import this module for the form of these files.
+``FOLDER/outputs.npz``. Tests import this module to read and write these files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BUILD = "b1"
 
 
 class Block(importlib.abc.MetaPathFinder):
-    """Makes each blocked package one that is not installed."""
+    """Hides the blocked packages, as if they were not installed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name.split(".")[0] in BLOCKED:
@@ -24,7 +24,7 @@ class Block(importlib.abc.MetaPathFinder):
 
 
 def save_columns(file: Path, columns: dict[str, Any], n: int) -> None:
-    """Write columns as plain arrays; strings as their bytes and where each ends."""
+    """Write columns as plain arrays; strings as their bytes and end offsets."""
     import numpy as np
 
     arrays: dict[str, Any] = {"n": np.array(n)}

@@ -1,4 +1,4 @@
-"""Comparing a compiled program whose rows are sessions with NVTabular."""
+"""Compare a compiled program whose rows are sessions with NVTabular."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiercel_serving.columns import Column
 
 
 class Both:
-    """A compiled graph and NVTabular."""
+    """A compiled graph and its NVTabular oracle."""
 
     def __init__(self, node: Any, fit: pd.DataFrame) -> None:
         self.workflow = fitted(node, fit)
@@ -26,12 +26,12 @@ class Both:
         self.oracle = SessionOracle(self.cut, "user")
 
     def check(self, sessions: pd.DataFrame) -> int:
-        """Compare on whole sessions, one a row; return how many NVTabular answered."""
+        """Compare on whole sessions, one per row; return how many NVTabular answered."""
         return same_sessions(self.compiled, self.oracle, sessions)
 
 
 def same_sessions(compiled: CompiledProgram, oracle: SessionOracle, sessions: pd.DataFrame) -> int:
-    """Compare on whole sessions, one a row; return how many NVTabular answered."""
+    """Compare on whole sessions, one per row; return how many NVTabular answered."""
     frame = oracle_frame(sessions, compiled.inputs)
     columns = columns_from_frame(frame, compiled.inputs)
     got = compiled.program.run(columns, len(frame))
@@ -45,7 +45,7 @@ def same_sessions(compiled: CompiledProgram, oracle: SessionOracle, sessions: pd
 
 
 def same(name: str, expected: pd.Series, got: Column) -> None:
-    """Compare scalars, or the elements of lists, in which integers beside a null are floats to NVTabular."""
+    """Compare scalars, or the elements of lists; NVTabular makes integers floats beside a null."""
     if got.is_list:
         assert np.diff(got.offsets).tolist() == [len(row) for row in expected], name
         expected = pd.Series([value for row in expected for value in row])

@@ -1,4 +1,4 @@
-"""Categorify whole: combinations, joint vocabularies, buckets, dtypes, given vocabularies, bad files."""
+"""Categorify: combinations, joint vocabularies, buckets, dtypes, given vocabularies and bad files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_all(both: Pair, names: list[str], fit: pd.DataFrame = FIT) -> None:
 
 # ----------------------------------------------------------------------------------------- combinations
 
-#: Groups that overlap, of columns of every dtype.
+#: Overlapping groups, of columns of every dtype.
 GROUPS: list[Any] = [["text", "maybe"], ["maybe", "holes", "flag"], ["int", "single"], "small", ["unsigned"]]
 
 
@@ -86,7 +86,7 @@ def test_a_tuple_with_some_nulls_is_vocabulary_and_all_null_is_1(tmp_path):
 
 
 def test_nulls_into_a_combination_of_integers(tmp_path):
-    # NVTabular raises on a null where the vocabulary is of integers, and on columns that are all null.
+    # NVTabular raises on a null where the vocabulary is integer, and on columns that are all null.
     fit = pd.DataFrame({"a": [1, 2], "b": ["x", "x"]})
     both = exact([["a", "b"]] >> ops.Categorify(out_path=path(tmp_path), encode_type="combo"), fit)
     frame = pd.DataFrame({"a": [None, None, 1], "b": ["x", None, None]}, dtype=object)
@@ -96,7 +96,7 @@ def test_nulls_into_a_combination_of_integers(tmp_path):
 
 
 def test_a_null_flag_in_a_combination_is_true(tmp_path):
-    # Found by random frames: beside a null the flags are float64, and cast to bool NaN is True.
+    # Found by random frames: beside a null the flags are float64, and NaN cast to bool is True.
     fit = pd.DataFrame({"a": [7.0, 7.0, 8.0, np.nan], "flag": [True, False, False, True]})
     both = exact([["a", "flag"]] >> ops.Categorify(out_path=path(tmp_path), encode_type="combo"), fit)
     rows = [(7, None), (7, True), (8, None), (None, True), (None, None), (9, None), (None, False)]
@@ -129,7 +129,7 @@ def test_combinations_of_one_side(tmp_path):
 
 
 def test_a_combination_that_lacks_a_column_makes_nothing(tmp_path):
-    # Of the user's part ``small`` is gone, and ``text`` alone is no combination.
+    # The user part lacks ``small``, and ``text`` alone is no combination.
     encode = ops.Categorify(out_path=path(tmp_path), encode_type="combo")
     workflow = fitted([["text", "int"], ["text", "small"]] >> encode)
     cut = cut_workflow(workflow, parts={"text_small": "item"})
@@ -281,7 +281,7 @@ def test_buckets_by_column_stop_their_own_columns_alone(tmp_path):
 
 
 def test_a_joint_vocabulary_knows_no_integer_buckets(tmp_path):
-    # NVTabular looks the number up by the vocabulary's name, which it doesn't find: nothing is hashed.
+    # NVTabular looks the number up by the vocabulary's name and does not find it, so nothing is hashed.
     both = exact([["text", "maybe"]] >> buckets(tmp_path, 4))
     frame = pd.DataFrame({"text": ["unseen"] * 16, "maybe": ["other"] * 16})
     assert check(both, frame, strict=True) == "equal"
@@ -295,7 +295,7 @@ def test_a_joint_vocabulary_with_buckets_by_name(tmp_path):
     workflow = fitted([["text", "maybe"]] >> buckets(tmp_path, names))
     with pytest.raises(UnsupportedOperator, match=r"'maybe'.*num_buckets=4"):
         compile_workflow(workflow, "user")
-    # The first column is hashed into one bucket, which is no hash at all.
+    # The first column has one bucket, so every unseen value gets the same id.
     compiled = compile_workflow(cut_workflow(workflow, parts={"maybe": "label"}), "user")
     frame = oracle_frame(request_frame(Drawn(200, 3, 0.2, 0.4), ["text"]), compiled.inputs)
     made = compiled.program.run(columns_from_frame(frame, compiled.inputs), 200)["text"]
@@ -304,7 +304,7 @@ def test_a_joint_vocabulary_with_buckets_by_name(tmp_path):
 
 @pytest.mark.parametrize("node", [["order"], [["text", "order"]]])
 def test_a_column_called_order(tmp_path, node):
-    # NVTabular sorts the batch by it, and gives a row another row's id: equal rows get different ones.
+    # NVTabular sorts the batch by this column and mixes up the ids of rows: equal rows get different ids.
     fit = FIT.rename(columns={"small": "order"})
     workflow = fitted(node >> ops.Categorify(out_path=path(tmp_path), encode_type="combo"), fit)
     made = workflow.transform(fit[["text", "order"]]).iloc[:, 0]
@@ -382,7 +382,7 @@ def test_a_vocabulary_in_a_file_without_ids(tmp_path):
 
 
 def test_text_that_pandas_takes_for_the_same_at_fit(tmp_path):
-    # pandas counts strings as C does, up to the first NUL; the transform then compares them whole.
+    # At fit, pandas counts strings up to the first NUL, as C does; the transform compares whole strings.
     fit = pd.DataFrame({"text": ["a\0", "a", "b\0x", "b", "\0", ""] * 3})
     both = exact(["text"] >> ops.Categorify(out_path=path(tmp_path)), fit)
     assert check(both, fit, strict=True) == "equal"

@@ -1,4 +1,4 @@
-"""The pages of operators: the table names each of them, and migrated workflows give the same features."""
+"""The documentation of operators: its table is complete, and migrated workflows give equal features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = 60
 
 
 def frames() -> dict[str, pd.DataFrame]:
-    """Return made-up data with nulls for each workflow of the page."""
+    """Return synthetic data with nulls for each workflow of the page."""
     random = np.random.default_rng(0)
     checkin = pd.Series(pd.Timestamp("2016-01-01") + pd.to_timedelta(random.integers(0, 400, ROWS), "D"))
     checkin[5] = pd.NaT
@@ -52,7 +52,7 @@ def frames() -> dict[str, pd.DataFrame]:
 
 
 def blocks(title: str) -> list[str]:
-    """Return the code before and after of one section."""
+    """Return the code before and after migration in one section."""
     text = (DOCS / "coming-from-merlin.md").read_text(encoding="utf-8")
     section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)

@@ -1,4 +1,4 @@
-"""Dates: parts and differences against pandas and Python's own calendar, and raw columns of them."""
+"""Dates: parts and differences against pandas and Python's calendar, and raw date columns."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tiercel_pipelines.features.arrow_columns import check_schema, column_from_a
 from tiercel_serving.features.calendar import PARTS, date_part
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-#: What pandas calls a part, where it is not the same.
+#: Parts that pandas names differently.
 PANDAS = {"week": lambda at: at.isocalendar().week, "is_weekend": lambda at: at.weekday >= 5}
 
 
 def seconds_of_all_years(count: int, seed: int = 0) -> np.ndarray:
-    """Return seconds since 1970 of years 2 to 9998, the very ends of months and years among them."""
+    """Return seconds since 1970 in years 2 to 9998, including the first and last seconds of days."""
     random = np.random.default_rng(seed)
     low, high = (int((datetime(y, 1, 1, tzinfo=timezone.utc) - EPOCH).total_seconds()) for y in (2, 9999))
     drawn = random.integers(low, high, count)
@@ -39,7 +39,7 @@ def seconds_of_all_years(count: int, seed: int = 0) -> np.ndarray:
 
 
 def calendar_says(part: str, at: datetime):
-    """Return a part by Python's own calendar."""
+    """Return a part of a date, computed with Python's own calendar."""
     days = {
         "days_in_month": lambda: ((at.replace(day=28) + timedelta(4)).replace(day=1) - timedelta(1)).day,
         "year": lambda: at.year,

@@ -1,4 +1,4 @@
-"""The plan says what the program does: its steps, tables, outputs, and what became of the workflow."""
+"""The explained plan matches the program: its steps, tables and outputs, and the fate of each operator."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_cast_on_the_way_belongs_to_its_operator():
 
 @pytest.mark.parametrize("key", CASES)
 def test_every_compiled_operator_is_explained(key, tmp_path):
-    """Whatever steps an operator becomes: each has columns, a source that comes before it, and an origin."""
+    """Each step has columns, an earlier source, and an origin."""
     workflow = fitted(CASES[key][0](path(tmp_path)))
     part = "item" if "TagAsItem" in key else "user"
     cut = cut_workflow(workflow)

@@ -1,4 +1,4 @@
-"""The program and its artefact: what is written is what runs, row by row."""
+"""The program and its artefact: the program read back gives the same results, row by row."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_rows_do_not_influence_each_other(workflow):
 
 
 def test_list_slices_of_a_larger_buffer(workflow):
-    # Offsets need not start at 0, and what lies in a null list does not count.
+    # Offsets need not start at 0, and the elements of a null list are ignored.
     program = compile_workflow(workflow, "user").program
     columns = columns_from_frame(oracle_frame(FIT.iloc[:2], program.inputs), program.inputs)
     words = np.array([b"x", b"y", b"x", b"q", b"y"], object)

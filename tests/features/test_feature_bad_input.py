@@ -1,6 +1,6 @@
-"""Bad input to the feature program: each is a clear error that names the file or the column.
+"""Bad input to the feature program: each error names the file or the column.
 
-How saved workflows of other versions are refused is in ``test_workflow_cut.py``.
+``test_workflow_cut.py`` tests how saved workflows of other versions are refused.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def test_category_file_missing_or_altered(saved, tmp_path, file, alter, message)
 
 
 def test_vocabulary_that_another_fit_overwrote(tmp_path):
-    # Two workflows with one out_path: the second fit writes over the first one's files.
+    # Two workflows share one out_path: the second fit overwrites the first one's files.
     first = nvt.Workflow(["age"] >> ops.Categorify(out_path=str(tmp_path)) >> ops.TagAsUserFeatures())
     first.fit(nvt.Dataset(FIT))
     second = nvt.Workflow(["age"] >> ops.Categorify(out_path=str(tmp_path)) >> ops.TagAsUserFeatures())

@@ -1,7 +1,7 @@
 """Random operator graphs and random frames: the compiled program equals NVTabular to the last bit.
 
-Each graph is compiled whole; columns whose operator is refused are left out, as labels are, and the rest is
-compared. Graphs that NVTabular itself can't fit do not count.
+Each graph is compiled as a whole; columns whose operator is refused are left out, as labels are, and the rest
+is compared. Graphs that NVTabular itself cannot fit do not count.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from parity_helpers import Unanswered, answers_its_fit, check, check_rows_alone,
 from tiercel_export.errors import ExportInputError, WorkflowError
 from tiercel_export.lowering.table import TABLE, key_of
 
-#: Graphs of each kind, and frames of each graph: one takes a second, most of it NVTabular's, and an ordinary
-#: run draws the same ones each time. ``--slow`` draws at least 1,000 × 50.
+#: Graphs of each kind, and frames of each graph. A frame takes a second, mostly NVTabular's, and an ordinary
+#: run always draws the same ones. ``--slow`` draws at least 1,000 × 50.
 GRAPHS, FRAMES = 1, 5
 SLOW_GRAPHS, SLOW_FRAMES = 50, 50
-#: Batch sizes that each graph is asked for sure.
+#: Batch sizes that occur for each graph.
 SIZES = (0, 1, 1000)
 
-#: Operators after which a column's dtype depends on the batch, where the program's does not.
+#: Operators that make a column's dtype depend on the batch in NVTabular, but not in the program.
 WIDENING = ("fill", "median", "clip", "slice", "join groupby", "join external", "subgraph", "ours")
 
 COUNTER = itertools.count()
 
 
 class Tally:
-    """What became of the graphs of one test."""
+    """Counts the outcomes of one test's graphs and frames."""
 
     def __init__(self) -> None:
         self.graphs: Counter[str] = Counter()
@@ -55,7 +55,7 @@ def run_graph(plan: Plan, frames: list[Request], folder: Path, tally: Tally) -> 
 
     Returns
     -------
-    Keys of its operators; none if NVTabular can't fit it or nothing of it is compiled.
+    Keys of its operators; none if NVTabular cannot fit it or nothing of it compiles.
     """
     place = folder / str(next(COUNTER))
     place.mkdir()
@@ -77,7 +77,7 @@ def run_graph(plan: Plan, frames: list[Request], folder: Path, tally: Tally) -> 
         try:
             pairs, refused = pairs_of_compiled(workflow, fitted, parts, wide=wide)
         except WorkflowError:
-            # remove_inputs breaks some graphs: NVTabular must raise as well.
+            # remove_inputs breaks some graphs; then NVTabular must raise as well.
             assert plan.removed
             with pytest.raises((KeyError, ValueError, IndexError)):
                 workflow.transform(fitted)
@@ -102,12 +102,12 @@ def run_graph(plan: Plan, frames: list[Request], folder: Path, tally: Tally) -> 
                     tally.frames[check(both, frame)] += 1
                     check_rows_alone(both, frame)
             except ExportInputError as error:
-                # An integer that the floats of the fit cannot hold is refused, never rounded.
+                # An integer that the fit's floats cannot hold is refused, never rounded.
                 if "the workflow was fitted on float" not in str(error):
                     raise
                 tally.frames["refused"] += 1
             except Unanswered:
-                # An operator that is refused may raise on anything, and NVTabular runs it too.
+                # A refused operator may raise on any input, and NVTabular runs it too.
                 if not refused:
                     raise
                 tally.frames["unanswered"] += 1
@@ -120,7 +120,7 @@ def run_graph(plan: Plan, frames: list[Request], folder: Path, tally: Tally) -> 
 
 
 def test_every_compiled_operator_is_drawn():
-    # Sessions have graphs and frames of their own, in test_sessions.py.
+    # Sessions have their own graphs and frames, in test_sessions.py.
     compiled = {
         key
         for key, entry in TABLE.items()
@@ -135,7 +135,7 @@ def test_tagging_operators_have_their_keys():
 
 
 def compare_graphs(name: str, graphs: int, frames: int, folder: Path) -> Tally:
-    """Draw graphs that have the operator ``name``, from a seed of its own, until enough are compared."""
+    """Draw graphs with the operator ``name``, from its own seed, until enough are compared."""
     tally = Tally()
 
     @seed(crc32(name.encode()))
@@ -147,9 +147,9 @@ def compare_graphs(name: str, graphs: int, frames: int, folder: Path) -> Tally:
     )
     @given(integers(0, 2**32), plans(name), requests(SIZES, frames))
     def compare(number, plan, asked):
-        # Hypothesis begins with the least graph of all, which is refused or can't be fitted after a second.
+        # Hypothesis starts with the smallest graph, which is refused or fails to fit after a second.
         assume(number)
-        # The operator may be gone with an input that was removed, or lie beside all outputs.
+        # The operator may have been removed with an input, or may not lead to any output.
         assume(KINDS[name].keys & run_graph(plan, asked, folder, tally))
 
     compare()

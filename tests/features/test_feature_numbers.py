@@ -1,4 +1,4 @@
-"""Numbers and lists at their edges: dtypes of groups, integers that wrap round, lists that are null."""
+"""Edge cases of numbers and lists: dtypes in groups, integer overflow, null lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import compile_workflow
 from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 
-#: One column of each dtype that may stand in a group.
+#: One column of each dtype that a group may contain.
 GROUP = ["tiny", "count", "rank", "age", "score", "price", "flag"]
 #: Each operator on a group of differing dtypes, and the dtypes of its outputs.
 GROUPS = {
@@ -25,7 +25,7 @@ GROUPS = {
     ),
     "FillMedian": (
         lambda p, names: names >> ops.FillMedian(),
-        # The medians of tiny, rank and score lie between two values that their dtypes hold.
+        # The medians of tiny, rank and score lie between two representable values.
         ["int8", "uint8", "float64", "int64", "float64", "float64", "bool"],
     ),
     "Clip": (
@@ -43,7 +43,7 @@ GROUPS = {
         ["int8", "uint8", "int8", "int8", "float32", "float32", "bool"],
     ),
 }
-#: Rows without a null: here NVTabular's dtypes do not depend on the batch.
+#: Rows without a null, for which NVTabular's dtypes do not depend on the batch.
 FULL = REQUEST.iloc[[0, 2, 4, 5]].reset_index(drop=True)
 
 
@@ -60,7 +60,7 @@ def test_groups_of_differing_dtypes(operator, tmp_path):
     build, dtypes = GROUPS[operator]
     both = pair(fitted(build(path(tmp_path), GROUP)), anchor=FIT)
     assert [output.dtype for output in both.program.outputs] == dtypes
-    if operator == "FillMedian":  # always as wide as a batch with a null would be
+    if operator == "FillMedian":  # always as wide as in a batch with a null
         both.wide = frozenset(["rank", "score"])
     for frame in (FULL, FULL.iloc[:1], FIT):
         check(both, frame, strict=True)
@@ -70,7 +70,7 @@ def test_groups_of_differing_dtypes(operator, tmp_path):
 
 
 def test_normalize_min_max_wraps_round_as_integers_do():
-    # Without a null in the batch, as far as int32 and int64 go.
+    # Batches without a null, up to the limits of int32 and int64.
     frame = pd.DataFrame({"a": np.array([5, -7, 9], np.int32), "b": [-3, 2**40, 5], "c": [4, 4, 4]})
     both = pair(fitted(["a", "b", "c"] >> ops.NormalizeMinMax(), frame))
     edges32 = [2**31 - 1, -(2**31), 0, -7, 2**31 - 8, 2**30]
@@ -94,7 +94,7 @@ def test_normalize_min_max_of_a_column_that_was_constant_at_fit():
 
 
 def test_narrow_integers_beside_float32_columns_are_refused():
-    # Found by random graphs: int8 less a minimum of float32 is float32, but float64 if a row is null.
+    # Found by random graphs: int8 minus a float32 minimum is float32, but float64 if a row is null.
     frame = pd.DataFrame({"tiny": np.array([6, -50, 40], np.int8), "f": np.array([8, 9, 1], np.float32)})
     workflow = fitted(["tiny", "f"] >> ops.NormalizeMinMax(), frame)
     with pytest.raises(UnsupportedOperator, match=r"'tiny'.*int8 in float32.*of its own"):
@@ -136,14 +136,14 @@ def test_reduced_columns_are_total():
     assert out["age"].valid.tolist() == [False, True]
     assert out["count"].valid.tolist() == [True, False]
     assert (out["age"].values.dtype, out["count"].values.dtype) == (np.int8, np.uint8)
-    assert out["flag"].values.tolist() == [True, False]  # as NVTabular's own
+    assert out["flag"].values.tolist() == [True, False]  # as NVTabular does
     assert out["flag"].valid is None
     assert np.isnan(out["price"].values[0])
     assert out["price"].values[1] == np.inf
 
 
 def test_reduced_text():
-    # Found by random graphs: as text that pandas holds as ``string``, a null becomes the word None.
+    # Found by random graphs: in text of pandas dtype ``string``, a null becomes the word None.
     fit = FIT.assign(town=FIT["town"].astype("string"))
     request = pd.DataFrame({"town": ["a", None, ""]}, dtype=object)
     for frame in (FIT, fit):
@@ -161,7 +161,7 @@ def test_fill_median_of_a_column_without_a_number_changes_nothing():
 
 
 def test_float32_that_a_fill_widens_is_wider_always():
-    # NVTabular: float64 if a row of the batch is null, else float32. The values are the same.
+    # NVTabular: float64 if a row of the batch is null, else float32. The values are equal.
     both = pair(fitted(["score"] >> ops.FillMissing(0.1)))
     assert [output.dtype for output in both.program.outputs] == ["float64"]
     both.wide = frozenset(["score"])
@@ -197,7 +197,7 @@ def test_list_slice_bounds(start, end, pad):
     frame = pd.DataFrame({"row": [[], [1], [1, 2], [1, 2, 3], list(range(9))]})
     try:
         workflow = fitted(["row"] >> operator, frame)
-    except (ValueError, TypeError):  # a length below 1, or nothing but empty lists
+    except (ValueError, TypeError):  # a length below 1, or only empty lists
         return
     if pad and operator.max_elements == np.iinfo(np.int64).max:
         with pytest.raises(UnsupportedOperator, match="an end that is not given"):
@@ -210,7 +210,7 @@ def test_list_slice_bounds(start, end, pad):
 
 
 def test_list_slice_pads_what_a_request_sends_whatever_the_fit_had():
-    # In the oracle's frame integers are Python lists; as arrays, NVTabular would forget to pad them.
+    # In the oracle's frame integers are Python lists; NVTabular does not pad them if they are arrays.
     lists = pd.DataFrame({"row": [[1, 2], [], [3]]})
     arrays = pd.DataFrame({"row": [np.array(row, np.int32) for row in lists["row"]]})
     for fit in (lists, arrays):
@@ -244,7 +244,7 @@ def test_column_similarity_is_total():
     ("metric", "dtype"), every_pair(["tfidf", "cosine", "inner"], [np.float64, np.float32])
 )
 def test_column_similarity_sums_in_nvtabulars_order(metric, dtype):
-    # Hundreds of products a row: another order of summation would change last bits.
+    # Hundreds of products per row: another order of summation would change the last bits.
     rng = np.random.default_rng(5)
     left = scipy.sparse.random(300, 2000, 0.3, "csr", dtype, rng, lambda n: rng.normal(0, 1e3, n))
     right = scipy.sparse.random(400, 1500, 0.4, "coo", dtype, rng, lambda n: rng.lognormal(0, 9, n))
@@ -269,7 +269,7 @@ def test_column_similarity_leaves_the_operator_as_it_was():
     compile_workflow(workflow, "user")
     assert operator.on_device is False
     assert (operator.left_features != before).nnz == 0
-    # A fitted operator that was never run on a frame, as after a change of its matrices.
+    # The state of a fitted operator that has not run on a frame, as after its matrices are replaced.
     operator._initialized, operator.left_features, operator.right_features = False, MATRIX, None
     expected = pair(workflow)
     assert not operator._initialized

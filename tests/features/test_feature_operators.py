@@ -1,4 +1,4 @@
-"""Each entry of the operator table: what is compiled equals NVTabular, what is refused says so."""
+"""Each entry of the operator table: compiled operators equal NVTabular, refused ones raise a clear error."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ REQUEST = pd.DataFrame(
     },
     dtype=object,
 )
-#: A frame that NVTabular answers for every operator.
+#: A frame on which NVTabular answers for every operator.
 WHOLE = REQUEST.iloc[[0, 4]].reset_index(drop=True)
 
 
@@ -333,7 +333,7 @@ CASES = {
     ],
     **OWN_CASES,
 }
-#: Without those that make rows of sessions or drop events: ``test_sessions.py`` compares them.
+#: Without operators that build sessions or drop events; ``test_sessions.py`` compares those.
 COMPILED_KEYS = sorted(
     key for key, entry in TABLE.items() if entry.lower is not None and not (entry.keys or entry.drops_rows)
 )
@@ -358,10 +358,10 @@ def test_equals_nvtabular(key, number, tmp_path):
 
 
 def check_odd_rows(both: Pair) -> None:
-    """Compare on rows that NVTabular may raise on, by themselves and together.
+    """Compare on rows that NVTabular may raise on, alone and together.
 
-    It is asked for a plain row, for one of nulls, and for others that have none; each row by itself must be
-    what it is beside another one, for which our own program is asked alone.
+    NVTabular is asked with one plain row, one of nulls, and others without nulls. Then our program alone is
+    checked: each row by itself must give what it gives beside another row.
     """
     for rows in (REQUEST, REQUEST.iloc[[0]], REQUEST.iloc[[1]], REQUEST.iloc[[2, 3, 5]], REQUEST.iloc[:0]):
         check(both, rows)
@@ -398,7 +398,7 @@ REFUSALS = {
 
 
 def test_every_refused_entry_has_a_test():
-    # An operator that drops rows is compiled by choice alone.
+    # Operators that drop rows are compiled only on request.
     assert set(REFUSALS) == {key for key, entry in TABLE.items() if entry.lower is None or entry.drops_rows}
 
 
@@ -499,7 +499,7 @@ def test_operator_of_another_package_is_refused():
 
 
 def classes_of(package) -> set[type]:
-    """Every operator that the modules of a package define."""
+    """Return every operator defined in the modules of a package."""
     found = set()
     for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         module = importlib.import_module(info.name)
@@ -533,7 +533,7 @@ def test_table_names_every_operator_of_nvtabular():
     ],
 )
 def test_hashes_on_cpu_include_the_rows_position(node):
-    # Why they are refused: the same row four times gives different buckets.
+    # The reason they are refused: equal rows get different buckets.
     workflow = fitted(node())
     hashed = workflow.transform(pd.DataFrame({"town": ["a"] * 8, "age": [20] * 8}))
     for name in hashed:
@@ -582,7 +582,7 @@ def test_categorify_is_total(tmp_path):
 
 
 def test_infinity_and_fractions_into_an_integer_vocabulary(tmp_path):
-    # LogOp's floats meet a vocabulary of int64 that the caller gave: cast as astype does, 5.5 is 5.
+    # LogOp's floats meet an int64 vocabulary given by the caller; they are cast as by astype, so 5.5 is 5.
     vocabulary = {"age": pd.Series([5, 3, 0])}
     node = ["age"] >> ops.FillMissing(5.5) >> ops.Categorify(out_path=path(tmp_path), vocabs=vocabulary)
     workflow = fitted(node)
@@ -605,7 +605,7 @@ def test_fill_missing_twice_with_binary_columns():
 
 
 def test_lists_compute_in_their_own_dtype():
-    # Found by random graphs: after Normalize(float32) a list's next Normalize is in float32.
+    # Found by random graphs: after Normalize(float32) a second Normalize of a list computes in float32.
     node = ["codes"] >> ops.Normalize(out_dtype="float32") >> ops.Normalize(out_dtype="float32")
     assert check(pair(fitted(node)), FIT, strict=True) == "equal"
 

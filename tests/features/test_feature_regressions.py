@@ -1,4 +1,4 @@
-"""Bugs that random graphs found, each by itself."""
+"""Regression tests for bugs found by random graphs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def objects(**columns):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
 def test_vocabulary_of_unsigned_integers(dtype, tmp_path):
-    # NVTabular writes it as uint64, which was refused.
+    # NVTabular writes the vocabulary as uint64, which used to be refused.
     high = int(np.iinfo(dtype).max)
     fit = pd.DataFrame({"code": np.array([5, 7, 7, high], dtype)})
     both = pair(fitted(["code"] >> ops.Categorify(out_path=path(tmp_path)), fit))
@@ -32,13 +32,13 @@ def test_vocabulary_of_unsigned_integers(dtype, tmp_path):
 
 @pytest.mark.parametrize("values", [[[True], [False, True]], [[True], [True]]])
 def test_null_inside_a_list_of_booleans(values, tmp_path):
-    # NVTabular casts the elements to bool: a null becomes False, where other vocabularies leave it unseen.
+    # NVTabular casts the elements to bool: a null becomes False, where other vocabularies treat it as unseen.
     workflow = fitted(["flags"] >> ops.Categorify(out_path=path(tmp_path)), objects(flags=values))
     assert check(pair(workflow), objects(flags=[[None, True], [], [False]]), strict=True) == "equal"
 
 
 def test_single_table_gives_unseen_values_the_id_of_a_category(tmp_path):
-    # The second column's ids begin where the first one's end; unseen is its first id plus one, a category's.
+    # The second column's ids start where the first one's end; its unseen id is also that of a category.
     far = [2**40 + 7 * i**3 for i in range(40)]
     fit = pd.DataFrame({"city": list("abcd") * 10, "far": far})
     workflow = fitted(["city", "far"] >> ops.Categorify(out_path=path(tmp_path), single_table=True), fit)
@@ -66,7 +66,7 @@ def test_list_rows_that_an_earlier_fill_has_filled_are_not_null():
     ],
 )
 def test_lists_filled_with_text(text, reader, tmp_path):
-    # NVTabular takes the letters of the text for elements: Categorify gave a null row of them an id each.
+    # NVTabular takes the letters of the text for elements, so Categorify gave a null row one id per letter.
     node = ["words"] >> ops.FillMissing(text) >> ops.FillMissing("b") >> reader(path(tmp_path))
     workflow = fitted(node, objects(words=[["n", "12"], ["y"], ["1"]]))
     if text:
@@ -80,7 +80,7 @@ def test_lists_filled_with_text(text, reader, tmp_path):
 @pytest.mark.parametrize("text", ["né", "12"])
 @pytest.mark.parametrize("reader", [ops.LogOp, ops.Normalize, lambda: ops.Categorify()])
 def test_lists_of_numbers_filled_with_text(text, reader, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where Categorify keeps its vocabulary
+    monkeypatch.chdir(tmp_path)  # Categorify keeps its vocabulary in the working directory
     node = ["codes"] >> ops.FillMissing(text, add_binary_cols=True)
     workflow = nvt.Workflow((node["codes"] >> reader() >> ops.AddTags(["item"])) + node["codes_filled"])
     workflow.fit(nvt.Dataset(objects(codes=[[1.0, 2.0], [3.0]])))
@@ -102,7 +102,7 @@ def test_null_list_rows_stay_null_through_arithmetic(operator):
 
 
 def test_columns_that_an_operator_leaves_in_its_frame_overwrite_others(tmp_path):
-    # Categorify of a combination leaves the single columns, and tagging does not take them away.
+    # Categorify of a combination leaves the single columns in its frame, and tagging does not remove them.
     fit = pd.DataFrame({"a": [1, 2, 3], "b": ["x", "y", "x"]})
     clipped = ["a"] >> ops.Clip(min_value=2) >> ops.AddMetadata()
     combined = [["a", "b"]] >> ops.Categorify(out_path=path(tmp_path), encode_type="combo")
@@ -122,7 +122,7 @@ def test_remove_inputs_takes_what_is_made_of_a_second_column_that_is_a_node():
 
 
 def broken(node):
-    """Return a workflow from which ``b`` is taken away, and check that NVTabular does not run it."""
+    """Return a workflow from which ``b`` is removed, and check that NVTabular fails to run it."""
     fit = pd.DataFrame({"a": [1, 2], "b": [0, 1], "c": ["x", "y"]})
     workflow = nvt.Workflow(node)
     workflow.fit(nvt.Dataset(fit))
@@ -158,7 +158,7 @@ def test_group_of_which_remove_inputs_has_taken_a_column():
 
 
 def test_operator_of_another_part_lends_none_of_its_columns():
-    # Of the item part FillMedian computes only ``a``, and what is chosen of it is none of that.
+    # The output ``a`` is the raw column: FillMedian's own ``a`` is not selected, and its ``b`` is not needed.
     fit = pd.DataFrame({"a": [1.5, 2.0], "b": [1.0, 2.0]})
     chosen = (["a", "b"] >> ops.FillMedian())["b"]
     workflow = nvt.Workflow(((["a", "b"] >> ops.AddMetadata()) + chosen)["a"] >> ops.TagAsUserFeatures())
@@ -167,7 +167,7 @@ def test_operator_of_another_part_lends_none_of_its_columns():
 
 
 def test_columns_beside_a_join_overwrite_others(tmp_path):
-    # JoinExternal gives back the whole frame, with what a combination has left in it.
+    # JoinExternal returns the whole frame, including columns that a combination left in it.
     fit = pd.DataFrame({"a": [1, 2, 2], "b": [-1, 0, 1]})
     combined = [["a", "b"]] >> ops.Categorify(out_path=path(tmp_path), encode_type="combo")
     joined = combined >> ops.JoinExternal(pd.DataFrame({"a_b": [3, 4, 5], "x": [5, 6, 7]}), on="a_b")
@@ -177,7 +177,7 @@ def test_columns_beside_a_join_overwrite_others(tmp_path):
 
 
 def test_oracle_of_a_part_whose_graph_remove_inputs_breaks():
-    # Without ``a``, the group beside it is said to have ``b``, and has only ``c``: the whole graph is asked.
+    # Without ``a`` the group claims to have ``b`` but has only ``c``, so the oracle runs the whole graph.
     fit = pd.DataFrame({"a": [1, 2], "b": [1.0, 2.0], "c": ["x", "y"]})
     group = (["a", "c"] >> ops.AddMetadata()) + [["a", "b", "c"], ["a", "b", "c"]]
     workflow = nvt.Workflow(group >> ops.Rename(postfix="_0"))

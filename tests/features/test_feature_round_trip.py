@@ -1,7 +1,7 @@
-"""Each compiled operator, saved, compiled from the saved folder, and run where NVTabular is not installed.
+"""Each compiled operator is saved, compiled from the saved folder, and run without NVTabular installed.
 
-The workflows are those of ``test_feature_operators.CASES``: the first of each operator, and with ``--slow``
-all. One process runs them, and what it gives is compared bit for bit with what NVTabular gave here.
+The workflows are those of ``test_feature_operators.CASES``: the first of each operator, or all with
+``--slow``. One process runs them, and its results must equal NVTabular's to the bit.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from test_feature_operators import CASES, FIT, WHOLE, fitted, path
 
 from tiercel_export.workflow.frames import columns_from_frame, oracle_frame
 
-#: Rows that NVTabular answers whatever the operator.
+#: Rows that NVTabular answers for every operator.
 FRAME = pd.concat([FIT.iloc[:6], WHOLE], ignore_index=True)
 GRAPHS = [(key, number) for key, graphs in CASES.items() for number in range(len(graphs))]
 
 
 @dataclass
 class Trip:
-    """What one workflow gave on both sides of the round trip."""
+    """The results of one workflow on both sides of the round trip."""
 
     both: Pair
     frame: pd.DataFrame

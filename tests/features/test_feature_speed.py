@@ -1,6 +1,6 @@
-"""How fast programs and lookups are: ratios of times taken in turns in one run, so that load cancels out.
+"""Speed of programs and lookups, as ratios of times measured in rotation, so that load cancels out.
 
-All of it is run with ``--bench`` alone: on a machine that others share even ratios are disturbed.
+These tests run with ``--bench`` only: on a shared machine even ratios are disturbed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.timed, pytest.mark.bench]
 
 ROWS = 3000
 MANY = 10_000
-#: A large vocabulary, whose table no processor holds near; the benchmark's have a million and more.
+#: A large vocabulary, whose table fits in no cache; the benchmark's have a million entries and more.
 LARGE = 200_000
 #: Vocabulary sizes of a Criteo-like data set with up to a million values.
 CRITEO = [1460, 583, 10**6, 10**6, 305, 24, 12517, 633, 3, 93145, 5683, 10**6, 3194, 27, 14992, 10**6, 10]
@@ -37,10 +37,10 @@ CRITEO += [5652, 2173, 4, 10**6, 18, 15, 286181, 105, 142572]
 
 
 def seconds(calls: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Return the least time of each call, all of them taken in turns.
+    """Return the least time of each call in seconds, with the calls measured in rotation.
 
-    Each is called twice in a row and the second time counts: the others, whose tables have as many
-    megabytes, have just taken the caches.
+    Each is called twice in a row and the second time counts, because the other calls, with tables of many
+    megabytes, have just evicted its data from the caches.
     """
     least = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds + 1):
@@ -53,7 +53,7 @@ def seconds(calls: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict
 
 
 def best_ratio(calls: Mapping[str, Callable[[], object]], slow: str, fast: str, enough: float) -> float:
-    """Return how many times faster one call is; measured again, a few times, while others crowd the cache."""
+    """Return how many times faster one call is; retry up to 15 times, as other processes share the cache."""
     best = 0.0
     for _ in range(15):
         took = seconds(calls)
@@ -78,7 +78,7 @@ def objects(items) -> np.ndarray:
 
 
 def fresh(texts: np.ndarray) -> np.ndarray:
-    """Return equal strings that are new objects, as every request brings them."""
+    """Return equal strings as new objects, as in every request."""
     return objects([bytes(bytearray(text)) for text in texts.tolist()])
 
 
@@ -230,7 +230,7 @@ def test_hash_lookup_beats_pandas(kind, record_property):
     ratio = best_ratio(calls, "pandas", "ours", 3)
     for _ in range(3):
         if ratio < 3:
-            # Where a table comes to lie in memory counts as well: another one.
+            # Speed also depends on where a table is in memory, so try another one.
             lookup = open_lookup(build_lookup(keys))
             ratio = max(ratio, best_ratio(calls, "pandas", "ours", 3))
     assert ratio >= 3

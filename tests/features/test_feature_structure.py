@@ -1,4 +1,4 @@
-"""Graphs of every shape: what chooses, joins, renames, nests and removes columns."""
+"""Graph structures: operators that select, join, rename, nest and remove columns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tiercel_export.errors import UnsupportedOperator
 from tiercel_export.workflow.cut import compile_workflow, cut_workflow
 from tiercel_export.workflow.frames import FrameOracle
 
-#: Graphs in which a column of one name comes from two places, or groups, or nests.
+#: Graphs in which two columns share a name, or that have groups or nested graphs.
 SHAPES = {
     "the later of two columns of one name": lambda p: (["age"] >> ops.LogOp()) + (["age"] >> ops.Normalize()),
     "names that swap": lambda p: (
@@ -115,7 +115,7 @@ def test_shapes_of_graphs(shape, tmp_path):
 
 
 def test_lineage_follows_the_column_that_counts():
-    # The raw column ``age`` that passes by is not the output ``age``, which is made of ``price``.
+    # The output ``age`` is made of ``price``; the raw column ``age`` is only an input of another output.
     node = (["price"] >> ops.FillMissing() >> ops.Rename(name="age")) + (
         ["age"] >> ops.LogOp() >> ops.Rename(postfix="_log")
     )
@@ -124,7 +124,7 @@ def test_lineage_follows_the_column_that_counts():
 
 
 def test_drop_low_cardinality_drops(tmp_path):
-    # 4 and 5 values, and 2: the last is left out of the outputs, and of the program's inputs.
+    # With 4, 5 and 2 values: the last is dropped from the outputs and from the program's inputs.
     node = (
         ["age", "town", "flag"]
         >> ops.AddTags([Tags.USER])
@@ -202,7 +202,7 @@ def test_remove_inputs(node, removed, left, tmp_path):
 
 
 def test_remove_inputs_inside_a_subgraph():
-    # NVTabular's own remove_inputs leaves the nested graph as it is, whose transform then wants the column.
+    # NVTabular's remove_inputs does not change the nested graph, so its transform fails on the column.
     node = Subgraph("a", ["age", "rank"] >> ops.Normalize() >> ops.ReduceDtypeSize()) + select("town")
     workflow = fitted(node)
     workflow.remove_inputs(["rank"])

@@ -1,4 +1,4 @@
-"""Vocabularies of one operator chain become one lookup, and columns of one vocabulary share its table."""
+"""Vocabularies of one operator chain become one lookup, and columns with one vocabulary share its table."""
 
 from __future__ import annotations
 

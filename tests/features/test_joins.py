@@ -1,4 +1,4 @@
-"""JoinGroupby, TargetEncoding and JoinExternal: fitted tables looked up by key."""
+"""JoinGroupby, TargetEncoding and JoinExternal: lookups by key in fitted tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fitted(node, frame: pd.DataFrame | nvt.Dataset = FIT) -> nvt.Workflow:
 
 
 def exact(workflow: nvt.Workflow, **cut: str) -> Pair:
-    """Return the pair whose dtypes may differ where a key is unseen."""
+    """Return a pair whose outputs may differ in dtype where a key is unseen."""
     parts = cut_workflow(workflow, **cut)
     traced = trace(workflow, **cut)
     lineage = {name: expression.inputs for name, expression in traced.items()}
@@ -82,10 +82,10 @@ def test_join_groupby_by_keys_of_every_kind(tmp_path, keys):
     st.lists(requests, min_size=4, max_size=4),
 )
 def test_join_groupby_of_drawn_frames(tmp_path, keys, stats, values, rows, seed, drawn):
-    # A column both alone and in a group, or in two, is one that NVTabular itself can't fit.
+    # NVTabular cannot fit a column that is both alone and in a group, or in two groups.
     keys = keys if len(keys) == 1 or not set(keys[0]) & set(keys[1]) else keys[:1]
     fit = fit_frame(rows, seed)
-    stats = stats if set(stats) - {"min", "max"} else [*stats, "sum"]  # else NVTabular can't fit them
+    stats = stats if set(stats) - {"min", "max"} else [*stats, "sum"]  # otherwise NVTabular cannot fit them
     selected = [group[0] if len(group) == 1 else group for group in keys]
     names = [name for group in keys for name in group]
     join = {"cont_cols": values, "out_path": path(tmp_path)}
@@ -239,7 +239,7 @@ def test_two_encodings_of_one_column(tmp_path):
 
 
 def test_target_encoding_under_names_of_its_own(tmp_path):
-    names = ["TE_maybe_int_hit", "TE_text_hit"]  # the other group's, which the schema does not mind
+    names = ["TE_maybe_int_hit", "TE_text_hit"]  # the other group's name, which the schema accepts
     encoding = ops.TargetEncoding("hit", kfold=1, out_path=path(tmp_path), out_col=names)
     both = exact(fitted(["text", ["maybe", "int"]] >> encoding))
     check(both, FIT[["text", "maybe", "int"]], strict=True)
@@ -281,7 +281,7 @@ def test_nvtabulars_folds_depend_on_the_position(tmp_path):
 
 
 def test_a_recipe_has_no_folds():
-    # Its models are trained on what NVTabular transforms, and served by another form than that.
+    # With folds, training would use NVTabular's per-fold encoding, and serving another one.
     from tiercel_pipelines.recipe.check_graph import why_unsupported
 
     assert why_unsupported(ops.TargetEncoding("hit", kfold=1)) is None
@@ -298,7 +298,7 @@ def test_another_form_than_no_fold_is_an_error():
 
 def test_infinite_encodings_do_not_fit_integers(tmp_path):
     encoding = ops.TargetEncoding("hit", kfold=1, p_smooth=0, out_dtype="int32", out_path=path(tmp_path))
-    # The null group counts nothing. NVTabular tries its transform on the first partition of a fit.
+    # The null group has no rows. NVTabular tries its transform on the first partition of a fit.
     fit = FIT.sort_values("maybe")
     with pytest.raises(UnsupportedOperator, match="infinite"):
         compile_workflow(fitted(["maybe"] >> encoding, nvt.Dataset(fit, npartitions=2)), "user")
@@ -363,7 +363,7 @@ def test_join_external_of_drawn_tables(keys, renamed, columns, rows, seed, drawn
     if "flag" in keys and len(set(table[on_ext[keys.index("flag")]])) < 2:
         columns = columns[:1]
     join = ops.JoinExternal(table, on=keys, on_ext=on_ext, columns_ext=[*on_ext, *columns])
-    # Without the table's own keys, which pandas rounds if they are huge and one of the batch is unseen.
+    # Without the table's own keys: pandas rounds huge ones if a key of the batch is unseen.
     both = exact(fitted((keys >> join)[[*keys, *columns]]))
     for request in drawn:
         check(both, request_frame(request, keys), strict=True)
@@ -424,7 +424,7 @@ def test_joined_text_of_a_table_too_long_for_objects(monkeypatch):
 def test_a_table_from_parquet_and_a_dataset(tmp_path):
     table = external(["text", "small"])
     table.to_parquet(tmp_path / "table.parquet")
-    # NVTabular takes no bare path where there is no cuDF.
+    # NVTabular takes no plain path where cuDF is not installed.
     parquet = nvt.Dataset(str(tmp_path / "table.parquet"), engine="parquet")
     for source in (parquet, nvt.Dataset(table), pa.Table.from_pandas(table), dd.from_pandas(table, 3)):
         join = ops.JoinExternal(source, on=["text", "small"], columns_ext=["text", "small", "share", "words"])
@@ -457,7 +457,7 @@ def test_rows_that_occur_twice():
 
 
 def test_the_rows_columns_are_the_whole_nodes(tmp_path):
-    # Dropped or multiplied rows change every column of the node, also those that are not joined.
+    # Dropped or multiplied rows change every column of the node, including those that are not joined.
     workflow = fitted(["text", "int"] >> ops.JoinExternal(external(["text"]), on="text", how="inner"))
     cut = cut_workflow(workflow, parts=dict.fromkeys(set(workflow.output_schema.column_names), "label"))
     parts = {**cut.outputs, "int": "user"}
@@ -475,7 +475,7 @@ def test_a_column_that_no_program_carries_stops_itself_alone():
 
 
 def test_one_side_beside_a_join_that_the_first_rows_of_the_other_miss(tmp_path):
-    # Categorify raises on a column of nulls alone, and NVTabular makes both sides at once.
+    # Categorify raises on an all-null column, and NVTabular computes both sides at once.
     rows = pd.DataFrame({"city": ["Łódź", "Köln", "Köln", None], "brand": ["a", "b", "a", "c"]})
     regions = pd.DataFrame({"city": ["Köln"], "region": ["west"]})
     joined = (["city"] >> ops.JoinExternal(regions, on="city"))["region"]
@@ -570,7 +570,7 @@ def test_altered_statistics(tmp_path, operator, change, message):
 
 
 def test_two_operators_that_overwrite_each_others_file(tmp_path):
-    # A saved workflow has one folder for all, and one file by the same keys.
+    # A saved workflow has a single folder, and one file per set of keys.
     join = ["text"] >> ops.JoinGroupby(cont_cols=["x"], stats=["count", "mean"], out_path=path(tmp_path))
     workflow = fitted(join + (["text"] >> ops.TargetEncoding("hit", kfold=1, out_path=path(tmp_path))))
     assert check(exact(workflow), FIT[["text"]], strict=True) == "equal"
@@ -619,7 +619,7 @@ def test_a_table_that_is_gone_or_changed(tmp_path):
     both = exact(one)
     check(both, FIT[["text"]], strict=True)
     file.unlink()
-    one.output_node.parents[0].op._ext_cache = None  # which the fit filled
+    one.output_node.parents[0].op._ext_cache = None  # filled by the fit
     with pytest.raises(WorkflowError, match=r"JoinExternal on \['text'\]: its table can't be read"):
         compile_workflow(one, "user")
 

@@ -1,4 +1,4 @@
-"""A large vocabulary is built without a loop, opens at once, and all instances on a machine share it."""
+"""A large vocabulary is built without a Python loop, opens fast, and is shared by all instances."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CHILD = textwrap.dedent(
 
 
 def numbered(size: int) -> Strings:
-    """Return distinct strings of 10 to 13 bytes, in an order that is not theirs, without a Python loop."""
+    """Return distinct strings of 10 to 13 bytes in shuffled order, built without a Python loop."""
     numbers = np.random.default_rng(0).permutation(size)
     texts = np.char.mod("%08d", numbers).astype("S8")
     tails = np.char.mod("-%d", numbers[::-1] % 9973).astype("S5")

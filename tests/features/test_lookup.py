@@ -1,4 +1,4 @@
-"""Lookups and stored columns are exact for every key, at every batch size, through a memory map."""
+"""Lookups and stored columns are exact for every key, at every batch size, also memory-mapped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def objects(items) -> np.ndarray:
 
 
 def check(keys: np.ndarray, asked: np.ndarray, lookup) -> None:
-    """All at once (by arrays), in parts (key by key), and packed: each answers as a ``dict`` does."""
+    """Look up in one large batch, key by key, in small batches and packed; each answers like a ``dict``."""
     position = {key: i for i, key in enumerate(keys.tolist())}
     expected = [position.get(value, -1) for value in asked.tolist()]
     many = np.concatenate([asked] * (FEW // max(len(asked), 1) + 1))
@@ -96,7 +96,7 @@ def test_strings_of_any_length_beside_longer_ones(length, outliers):
 
 
 def test_equal_checksums_of_odd_strings_are_told_apart():
-    # CRC-32 is affine: equal checksums stay equal behind a common end.
+    # CRC-32 is affine: strings with equal checksums keep them when a common suffix is appended.
     from zlib import crc32
 
     first, second = b"plumless\0", b"buckeroo\0"
@@ -167,7 +167,7 @@ def test_long_batches_are_looked_up_in_blocks(text, shape):
     picked = rng.integers(0, 500, shape)
     asked = np.stack([table.keys[row] for table, row in zip(tables, picked, strict=True)])
     assert np.array_equal(lookup.find(asked), picked + np.arange(columns)[:, None])
-    # What one column holds, the next one does not.
+    # A key of one column is unknown in the next.
     missing = np.tile(-np.arange(columns)[:, None], n)
     assert np.array_equal(lookup.find(np.roll(asked, 1, axis=0)), missing)
     if text:

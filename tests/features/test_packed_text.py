@@ -1,4 +1,4 @@
-"""Packed text gives what objects give, and stays packed only where nothing but vocabularies reads it."""
+"""Packed text gives the results of object arrays, and stays packed where only vocabularies read it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT = st.one_of(st.none(), st.sampled_from([word.encode() for word in WORDS]), 
 
 
 def packed(column: Column) -> Column:
-    """Return a column of objects as packed text; a null becomes any bytes at all."""
+    """Return a column of objects as packed text; a null gets arbitrary bytes."""
     values = column.values.copy()
     if column.valid is not None:
         values[~column.valid] = b"anything\0"
@@ -39,7 +39,7 @@ def column_of(items: list[bytes | None]) -> Column:
 
 
 def list_column_of(rows: list[list[bytes | None] | None], before: int, after: int) -> Column:
-    """Return lists that lie inside a larger buffer; a null list still has elements, as Arrow allows."""
+    """Return lists that are a slice of a larger buffer; a null list still has elements, as Arrow allows."""
     kept = [[b"hidden", None] if row is None else row for row in rows]
     flat = [b"before"] * before + [item for row in kept for item in row] + [b"after"] * after
     offsets = np.cumsum([before, *map(len, kept)])

@@ -1,4 +1,4 @@
-"""Public examples, served whole and equal to NVTabular to the bit; the table that the guide quotes."""
+"""Public workflows, compiled and equal to NVTabular to the bit, and the table of them in the guide."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tiercel_export.workflow.frames import FrameOracle
 from tiercel_export.workflow.lineage import tags_of
 from tiercel_export.workflow.sessions import SessionOracle
 
-#: What share of the examples must serve all of their features.
+#: The share of the workflows that must serve all of their features.
 AT_LEAST = 0.9
-#: Those that run without ``--slow``.
+#: The workflows that run without ``--slow``.
 CORE = ("Rossmann, dates", "YOOCHOOSE")
 EXAMPLES = FLAT | SESSIONS
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "coming-from-merlin.md"
 
 
 def cut_of(example: Example, folder: Path) -> tuple[WorkflowParts, pd.DataFrame]:
-    """Return the fitted workflow of an example, cut, and what it was fitted on."""
+    """Return the fitted and cut workflow of an example, and the frame that it was fitted on."""
     folder.mkdir()
     frame = pd.DataFrame(example.columns(400, np.random.default_rng(1)))
     workflow = fitted(example.graph(str(folder)), frame)
@@ -48,7 +48,7 @@ def cut_of(example: Example, folder: Path) -> tuple[WorkflowParts, pd.DataFrame]
 
 
 def features_of(cut: WorkflowParts) -> tuple[list[str], dict[str, str]]:
-    """Return the names of an example's features, and why some are refused."""
+    """Return the names of an example's features, and the refusals by name."""
     traced = trace(cut.workflow, target_encoding="no_fold", rows="keep")
     names = [name for name, part in cut.outputs.items() if part != "label"]
     refused = {name: str(dict(traced[name].own)["error"]) for name in names if traced[name].op == REFUSED}
@@ -56,7 +56,7 @@ def features_of(cut: WorkflowParts) -> tuple[list[str], dict[str, str]]:
 
 
 def asked_rows(example: Example, size: int) -> pd.DataFrame:
-    """Return rows of requests, with nulls where the fit has some, and with values that it has not seen."""
+    """Return request rows, with nulls where the fit has some, and with unseen values."""
     frame = pd.DataFrame(example.columns(size, np.random.default_rng(size)))
     for name in frame.columns.drop(example.key or []):
         values = frame[name]
@@ -68,7 +68,7 @@ def asked_rows(example: Example, size: int) -> pd.DataFrame:
 
 
 def as_sessions(events: pd.DataFrame, key: str, size: int) -> pd.DataFrame:
-    """Return one row a session, with a list of each column of its events."""
+    """Return one row per session, with a list for each column of its events."""
     rows = []
     for of_key, own in list(events.groupby(key, sort=False))[:size]:
         rows.append({key: of_key, **{name: own[name].tolist() for name in events.columns.drop(key)}})
@@ -111,7 +111,7 @@ def test_a_public_workflow_is_served_to_the_bit(name: str, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_guides_table(tmp_path: Path) -> None:
-    """Print it, to be put into the guide when an example is added."""
+    """Check the guide's table, and print it for updating the guide when an example is added."""
     lines, whole = [], 0
     for number, (name, example) in enumerate(EXAMPLES.items()):
         names, refused = features_of(cut_of(example, tmp_path / str(number))[0])

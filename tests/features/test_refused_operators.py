@@ -1,4 +1,4 @@
-"""What is refused stops its own columns alone: it neither lets its inputs through nor stops others."""
+"""A refused operator affects only its own columns: it neither passes its inputs through nor stops others."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ GOOD = {
 
 
 class Own(Operator):
-    """Returns a column that nobody asked for."""
+    """Returns a column that was not requested."""
 
     def transform(self, col_selector, df):
         return df.assign(price=0)
 
 
 class Unruly(Operator):
-    """Works on the rows of the test alone."""
+    """Only works on frames of three rows."""
 
     def transform(self, col_selector, df):
         return {3: df.assign(price=0)}[len(df)]
@@ -49,7 +49,7 @@ def both(p):
     return [["brand", "price"]] >> ops.Categorify(out_path=p, encode_type="combo")
 
 
-#: Refused operators on columns that others make, and which of these columns they stop.
+#: Refused operators on columns that others also use, and which of these columns they stop.
 REFUSALS = {
     "HashedCross": (lambda p: ["brand", "age"] >> ops.HashedCross(10), set()),
     "HashBucket": (lambda p: ["brand"] >> ops.HashBucket(3), {"brand"}),
@@ -177,7 +177,7 @@ def test_what_one_s_own_operator_may_overwrite_is_refused_with_a_remedy():
 
 @pytest.mark.parametrize("second", ["target", "statistics"])
 def test_two_statistics_by_one_key_stop_no_other_use_of_the_key(second, tmp_path):
-    # Saved workflows keep both in one file.
+    # A saved workflow keeps both in one file.
     folders = [str(tmp_path / name) for name in "abc"]
     encoding = ["brand"] >> ops.TargetEncoding("price", kfold=1, out_path=folders[0])
     other = {
@@ -204,7 +204,7 @@ def test_a_lost_file_stops_its_own_columns_alone(tmp_path):
 
 
 def test_a_nested_graph_that_lacks_the_flag_of_its_fit(tmp_path):
-    # Under a Dask client the flag is set on a copy: that of each operator inside counts.
+    # Under a Dask client the flag is set on a copy, so the flags of the inner operators decide.
     inner = Subgraph("deep", ["age"] >> ops.Normalize()) + (
         ["brand"] >> ops.Categorify(out_path=str(tmp_path))
     )
@@ -224,7 +224,7 @@ def test_a_nested_graph_that_lacks_the_flag_of_its_fit(tmp_path):
         compile_workflow(workflow, "user")
 
 
-#: Encodings of a graph: key, target, folds, and the folder of their statistics. Those of one key and one
+#: Encodings of a graph: key, target, folds, and the folder of their statistics. Those with equal key and
 #: folder overwrite each other's file.
 ENCODINGS = {
     "two targets": [("brand", "price", 1, "a"), ("brand", "age", 1, "a")],

@@ -34,7 +34,7 @@ KEY = "session"
 
 
 def events_frame(rng: np.random.Generator, rows: int, sessions: int, nulls: float = 0.0) -> pd.DataFrame:
-    """Events of every type, in no order; times tie, and numbers are of very different sizes."""
+    """Return events of every type, unordered, with ties in time and numbers of very different sizes."""
 
     def holes(values: Any) -> pd.Series:
         series = pd.Series(values)
@@ -127,13 +127,13 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Both]:
 
 
 def drawn_sessions(seed: int, rows: int, longest: int, nulls: float) -> pd.DataFrame:
-    """Sessions of 0 to ``longest`` events, every third by its key alone, in a drawn order."""
+    """Draw sessions of 0 to ``longest`` events, a fifth of them emptied, with distinct shuffled keys."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, longest + 1, rows)
     lengths[rng.random(rows) < 0.2] = 0
     events = events_frame(rng, int(lengths.sum()), 1, nulls)
     if events["item"].isna().all():
-        events["item"] = "i1"  # NVTabular raises on a column that has nothing but nulls
+        events["item"] = "i1"  # NVTabular raises on a column that is all null
     ends = np.cumsum(lengths)
     out: dict[str, Any] = {KEY: rng.permutation(rows * 3)[:rows] - rows}
     for name in events.columns.drop(KEY):
@@ -216,7 +216,7 @@ def test_ties_stay_in_the_order_of_the_request(graphs: dict[str, Both]) -> None:
 
 @pytest.mark.slow
 def test_every_operator_of_ours_before_groupby(tmp_path: Path) -> None:
-    """Each sees all events of all sessions at once, of which there are not as many as rows."""
+    """Each operator sees all events of all sessions at once, and the batch has fewer sessions than events."""
     scalars = [name for name in OPERATORS_FIT if not isinstance(OPERATORS_FIT[name][0], (list, np.ndarray))]
     when = pd.Timestamp("2024-02-28") + pd.to_timedelta(OPERATORS_FIT["age"], "h")
     since = when - pd.Timedelta("5h")
@@ -233,7 +233,7 @@ def test_every_operator_of_ours_before_groupby(tmp_path: Path) -> None:
 
 
 def test_sessions_in_the_order_of_dates(tmp_path: Path) -> None:
-    """Dates sort events, and are the first, the last, the earliest and the latest of a session."""
+    """Dates sort events, and can be the first, last, earliest and latest value of a session."""
     rng = np.random.default_rng(2)
     moments = pd.Timestamp("2024-02-28") + pd.to_timedelta(rng.integers(0, 10**6, 60), "s")
     events = pd.DataFrame({KEY: rng.integers(0, 9, 60), "when": moments, "item": rng.integers(0, 9, 60)})
@@ -257,7 +257,7 @@ def test_sessions_in_the_order_of_dates(tmp_path: Path) -> None:
 
 
 def test_a_session_without_events(graphs: dict[str, Both]) -> None:
-    """Never had any, lost all to the filter, or has nothing but its key: the row is there, as documented."""
+    """Sessions without events, with all events filtered out, or with only a key have a row, as documented."""
     names = [name for name in FIT.columns if name != KEY]
     lost = {name: [FIT[name].tolist()[0]] for name in names} | {"small": [-100], "flag": [False]}
     rows = [{name: [] for name in names}, lost, dict.fromkeys(names)]
@@ -381,7 +381,7 @@ def test_an_event_alone_is_refused() -> None:
 
 @pytest.mark.parametrize("drop", ["Filter", "Dropna"])
 def test_rows_are_kept_by_choice_alone(drop: str, tmp_path: Path) -> None:
-    """A row that NVTabular would drop goes on as it came, through what follows."""
+    """With ``rows="keep"``, a row that NVTabular would drop passes through the following operators."""
     operator = ops.Dropna() if drop == "Dropna" else ops.Filter(lambda df: df["price"] > 0)
     node = ["price", "word"] >> operator
     after = (node["price"] >> ops.FillMissing(7.0) >> ops.LogOp()) + (
@@ -397,7 +397,7 @@ def test_rows_are_kept_by_choice_alone(drop: str, tmp_path: Path) -> None:
     compiled = compile_workflow(workflow, "user", parts=parts, rows="keep")
     frame = pd.DataFrame({"price": [3.0, np.nan, -0.5, 1.0], "word": ["a", "b", None, "x"]})
     got = compiled.program.run(columns_from_frame(frame, compiled.inputs), 4)
-    # NVTabular's answer to the rows that it keeps, and to all of them without the operator.
+    # NVTabular's answer to the rows that it keeps, and to all rows without the operator.
     plain = (["price"] >> ops.FillMissing(7.0) >> ops.LogOp()) + (
         ["word"] >> ops.Categorify(out_path=str(tmp_path / "plain"))
     )
@@ -417,7 +417,7 @@ def test_rows_are_kept_by_choice_alone(drop: str, tmp_path: Path) -> None:
 
 
 def test_rows_kept_after_groupby(tmp_path: Path) -> None:
-    """``count >= 2`` at the end, as public examples have it: a served session of one event has a row."""
+    """``count >= 2`` at the end, as in public examples: a served session of one event still gets a row."""
     sessions = (items(tmp_path) + KEY) >> ops.Groupby([KEY], aggs={"item": ["list", "count"]}, name_sep="-")
     node = sessions >> ops.Filter(lambda df: df["item-count"] >= 2)
     workflow = fitted(node, FIT)
@@ -436,7 +436,7 @@ def test_rows_kept_after_groupby(tmp_path: Path) -> None:
 
 
 def test_sums_are_those_of_pandas() -> None:
-    """Kahan's summation, rounding by rounding, infinities included."""
+    """Kahan summation with the same rounding, infinities included."""
     rng = np.random.default_rng(5)
     for dtype in (np.float32, np.float64, np.int64):
         values = (rng.normal(size=300) * 10.0 ** rng.integers(-9, 10, 300)).astype(dtype)

@@ -53,12 +53,12 @@ SCHEMA = pa.schema(
         "extra": pa.timestamp("us"),
     }
 )
-#: Strings that a lookup by bytes must keep apart.
+#: Strings that a lookup by bytes must distinguish.
 WORDS = ["Zürich", "Zu\u0308rich", "", "東京", "a", "a\0", "b" * 300, "😀", " a"]
 
 
 def table(rows: int, seed: int, *, nulls: bool = True) -> pa.Table:
-    """Rows that NVTabular answers: nulls where it can do with them."""
+    """Return rows that NVTabular answers, with nulls in columns where it supports them."""
     rng = np.random.default_rng(seed)
 
     def some(values: list) -> list:
@@ -104,7 +104,7 @@ def graph(folder: Path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A saved workflow with every type of column."""
+    """Save a workflow with every type of column and return its folder."""
     root = tmp_path_factory.mktemp("transform")
     workflow = nvt.Workflow(graph(root / "categories") >> ops.TagAsUserFeatures())
     workflow.fit(nvt.Dataset(table(400, 1, nulls=False).drop_columns("extra").to_pandas()))
@@ -129,7 +129,7 @@ def written(tmp_path: Path, given: pa.Table, **options) -> Path:
 
 
 def as_nvtabular(source: FeatureOrigin, program, given: pa.Table) -> pd.DataFrame:
-    """What NVTabular gives on the frame that the docs state."""
+    """Return NVTabular's answer on the frame that the docs describe."""
     return FrameOracle(source.workflow, "user")(oracle_frame(given.to_pandas(), program.inputs))
 
 
@@ -401,7 +401,7 @@ def test_a_value_that_a_cast_would_change_is_refused(array, dtype, words):
     with pytest.raises(DataCorrupt, match=words) as error:
         column_from_arrow(array, column, "in.parquet: rows 0 to 1")
     assert "in.parquet: rows 0 to 1: column 'c'" in str(error.value)
-    # What stands at a null's place does not count.
+    # The value under a null is ignored.
     masked = pa.array([None, None], array.type)
     assert not column_from_arrow(masked, column, "here").valid.any()
 
@@ -491,7 +491,7 @@ def test_outputs_that_may_not_be_written(tmp_path, program):
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, program):
-    """A file may not grow beyond a limit here, as it may not on a full disk."""
+    """A limit on the size of a file simulates a full disk."""
     resource = pytest.importorskip("resource")
     path = written(tmp_path, table(3_000, 18))
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -604,7 +604,7 @@ def many(rows: int) -> pa.Table:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
 def test_memory_is_bounded_by_the_batch_and_not_by_the_file(tmp_path):
-    """Two million rows in one row group: what two batches take is what thirty-one of them take."""
+    """Two million rows in one row group take as much memory as two batches."""
     node = (["age", "city", "codes"] >> ops.Categorify(out_path=str(tmp_path / "categories"))) + (
         ["price"] >> ops.FillMissing() >> ops.Normalize()
     )

@@ -1,4 +1,4 @@
-"""Cutting a workflow by schema tags, reading it from disk, and what is refused on the way."""
+"""Cutting a workflow by schema tags, reading it from disk, and what is refused."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def saved(tmp_path):
 
 
 def metadata(saved, **versions):
-    """Write other versions over the saved ones; None leaves one out."""
+    """Overwrite the saved versions; None removes one."""
     file = saved / "metadata.json"
     found = json.loads(file.read_text())
     for name, version in versions.items():
@@ -349,7 +349,7 @@ def test_saved_but_never_fitted(tmp_path):
     nvt.Workflow(["age"] >> ops.Normalize()).save(tmp_path)
     with pytest.raises(WorkflowError, match=rf"{tmp_path}: the workflow was never fitted"):
         cut_workflow(tmp_path)
-    # The schemas alone are no fit.
+    # Schemas alone do not count as a fit.
     workflow = nvt.Workflow(["age"] >> ops.Normalize() >> ops.TagAsUserFeatures())
     workflow.fit_schema(nvt.Dataset(FRAME).schema)
     with pytest.raises(UnsupportedOperator, match=r"Normalize on column 'age'.*never fitted.*Call fit\(\)"):
@@ -423,7 +423,7 @@ def test_golden_rows(workflow):
 
 @pytest.mark.parametrize("ages", [[15, 22, 22, 37, 41, 41, 41, 68], [1, 40, 40, 40, 70, 20, 20, 59]])
 def test_fitted_operators_that_share_a_file_stop_their_own_columns_alone(tmp_path, ages):
-    # Workflow.save keeps both vocabularies under the column's name; of the second frame they are as long.
+    # Workflow.save keeps both vocabularies in one file; those of the second frame have equal lengths.
     frame = pd.DataFrame({"age": ages, "price": np.arange(8.0), "rank": 1})
     folders = [str(tmp_path / name) for name in "abcd"]
     exact = ["age"] >> ops.Categorify(out_path=folders[0]) >> ops.Rename(postfix="_exact")

@@ -1,4 +1,4 @@
-"""What an export or NVTabular would refuse is a mistake of the recipe, said before any model trains."""
+"""Whatever an export or NVTabular would refuse is reported as a mistake of the recipe before any training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RECIPE = load_recipe("synthetic")
 
 
 def load(ids: str) -> Dataset:
-    """The synthetic data, with user columns of names and types that NVTabular or Triton may stumble over."""
+    """Return synthetic data, plus user columns with names and types that may trouble NVTabular or Triton."""
     data = load_dataset(Synthetic(users=40, items=30, interactions=400, ids=ids))  # type: ignore[arg-type]
     users = data.users
     more = {
@@ -68,7 +68,7 @@ def dataset() -> Dataset:
 
 
 def bare(*chains: Callable[[], Any], **changes: Any) -> Recipe:
-    """A recipe of the item id and some chains, without a ranker."""
+    """Return a recipe with the item id and some chains, without a ranker."""
 
     def features() -> Any:
         graph = ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
@@ -163,7 +163,7 @@ def checked_and_fitted(recipe: Recipe, dataset: Dataset, folder: Path) -> Any:
     ],
 )
 def test_a_combination_beside_its_columns(chain: Any, dataset: Dataset, tmp_path: Path) -> None:
-    """As the remedy says."""
+    """The remedies that error messages suggest for a combination beside its columns work."""
     workflow = checked_and_fitted(bare(lambda: user(chain())), dataset, tmp_path)
     made = workflow.transform(dataset.joined(dataset.interactions.head(50)))
     assert made.country.dtype.kind == "i"  # and not the text itself
@@ -171,7 +171,7 @@ def test_a_combination_beside_its_columns(chain: Any, dataset: Dataset, tmp_path
 
 
 def test_nothing_in_the_rows_that_are_fitted(dataset: Dataset, tmp_path: Path) -> None:
-    """The table holds values; those of the users who have interactions are null."""
+    """The table has values, but only for users without interactions."""
     users, asked = dataset.users, set(dataset.interactions.user_id)
     values = [None if user in asked else "x" for user in users.user_id]
     late = dataclasses.replace(dataset, users=users.assign(late=pd.Series(values, dtype=object)))
@@ -311,7 +311,7 @@ def test_any_chain_is_a_mistake_or_compiles(
     assert all(mistakes)
 
 
-#: Each operator with its columns, and right parameters; each of these is made wrong in turn.
+#: Each operator with its columns and valid parameters; the tests replace each parameter by invalid values.
 OPERATORS: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "Rename": (ops.Rename, ["age"], {"name": "x"}),
     "Rename postfix": (ops.Rename, ["age"], {"postfix": "x"}),
@@ -373,7 +373,7 @@ def test_a_parameter_of_another_type_passes_or_is_a_mistake(
 
 @pytest.mark.parametrize("value", WRONG)
 def test_boundaries_that_are_no_numbers(value: Any, dataset: Dataset) -> None:
-    """Of this kind because a comparison of text with numbers raises."""
+    """A separate test, because comparing text with numbers raises."""
     with pytest.raises(RecipeError, match="features: "):
         check_recipe(with_parameter("Bucketize", "boundaries", [1, value, "a"]), dataset)
 
@@ -410,7 +410,7 @@ def test_a_feature_without_a_name(name: Any, words: str, dataset: Dataset) -> No
 
 
 def test_rows_are_kept_where_the_recipe_says_so(dataset: Dataset, tmp_path: Path) -> None:
-    """A graph that drops rows is a mistake, or drops none: in training, at export and in files."""
+    """A graph that drops rows is refused; with ``rows="keep"`` training, export and files keep them."""
 
     def some() -> Any:
         rows = ["age", "income"] >> ops.Filter(lambda df: df["age"] > 30) >> ops.Dropna()

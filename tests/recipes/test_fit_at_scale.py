@@ -1,4 +1,4 @@
-"""A workflow that is fitted on pieces in files, or on a Dask cluster, is the one fitted in memory."""
+"""A workflow fitted on partitions in files, or on a Dask cluster, equals the one fitted in memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def packed(world, workflow):
 
 
 def check_same(world, workflow):
-    """Of the same categories and, but for the order of sums, the same numbers."""
+    """Check for equal categories and, except for the order of sums, equal numbers."""
     mine, expected = packed(world, workflow), packed(world, world[2])
     for part in ("user", "item"):
         one, other = getattr(mine, part), getattr(expected, part)
@@ -50,7 +50,7 @@ def check_same(world, workflow):
 
 
 def _check_renamed(ids, expected):
-    """Categories that are equally frequent may change places, and nothing else."""
+    """Check that ids differ at most by swaps, as of equally frequent categories."""
     for column in range(ids.shape[1]):
         pairs = pd.DataFrame({"a": ids[:, column], "b": expected[:, column]}).drop_duplicates()
         assert not pairs["a"].duplicated().any()

@@ -1,4 +1,4 @@
-"""Fitting a recipe's workflow: quiet, repeatable, without leftovers, and compilable."""
+"""Fitting a recipe's workflow is quiet and repeatable, leaves no files behind, and the result compiles."""
 
 import functools
 import gc
@@ -39,7 +39,7 @@ CASES = {
 }
 
 
-#: Ids as text go through all that integers do, and more.
+#: Text ids cover all that integer ids do, and more.
 @pytest.fixture(
     scope="module",
     params=[
@@ -113,7 +113,7 @@ def test_only_training_interactions_count(fitted: Any) -> None:
     items = packed_frame(workflow, "item", dataset.items)
     place = [c.name for c in packed_columns(workflow, "item") if c.kind == "cat"].index("item_id")
     known = dataset.items[dataset.item_id].isin(few[dataset.item_id]).to_numpy()
-    # All others are in the catalogue too, under the id of what the training has not seen.
+    # The catalogue has all others too, with the id of unseen values.
     assert (items["item_cat"][~known, place] == 2).all()
     assert (items["item_cat"][known, place] > 2).all()
     assert np.isfinite(items["item_num"]).all()
@@ -180,10 +180,10 @@ def test_long_lists_are_cut_and_short_onespadded() -> None:
 AGES = pd.DataFrame(
     {"age": [15, 22, 22, 37, 41, 41, 41, 68], "price": [1.0, 2.0, 4.0, 8.0, 16.0, 0.5, 0.25, 3]}
 )
-#: The same as interactions of one user with one item.
+#: The same values as interactions of one user with one item.
 EVENTS = AGES.assign(user_id=1, item_id=1)
 ONE = Dataset("ages", EVENTS[["user_id"]].head(1), EVENTS[["item_id"]].head(1), EVENTS, timestamp=None)
-#: Fitted operators of one column, each of which NVTabular keeps under that column's name.
+#: Fitted operators of one column; NVTabular stores each under that column's name.
 OF_AGE = {
     "exact": lambda: ["age"] >> ops.Categorify(),
     "groups": lambda: ["age"] >> ops.Bucketize([18, 30, 60]) >> ops.Categorify(),
@@ -198,7 +198,7 @@ OF_AGE = {
 
 
 def of_ages(*names: str, directory: Path | None = None) -> Any:
-    """Fit some of :data:`OF_AGE` as a recipe's workflow, each with a postfix of its own."""
+    """Fit some of :data:`OF_AGE` as a recipe's workflow, each with its own postfix."""
 
     def features() -> Any:
         chains = [
@@ -259,7 +259,7 @@ def test_one_operator_at_two_places_is_two(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_two_vocabularies_given_for_one_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # NVTabular writes both as it makes the operators, the second over the first.
+    # NVTabular writes both when the operators are created, so the second overwrites the first.
     monkeypatch.chdir(tmp_path)
 
     def features() -> Any:
@@ -270,7 +270,7 @@ def test_two_vocabularies_given_for_one_column(tmp_path: Path, monkeypatch: pyte
         fit_workflow(SimpleNamespace(features=features), ONE, EVENTS)  # type: ignore[arg-type]
 
 
-#: numba sets the number of threads once in a process.
+#: numba sets the number of threads once per process.
 THREADS = """
 import torch
 from nvtabular import ops

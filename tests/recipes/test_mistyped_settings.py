@@ -1,4 +1,4 @@
-"""A value of another type than its setting's, anywhere in a recipe, is a mistake that names the setting."""
+"""A value of the wrong type, anywhere in a recipe, is reported as a mistake that names the setting."""
 
 import random
 from collections.abc import Iterator
@@ -39,19 +39,19 @@ from tiercel_serving.stores.table import STORES
 
 
 def features() -> Any:
-    """Ids alone: the graph is described for each recipe that is checked, and it is not what is tried here."""
+    """Return features of ids alone: they are described anew for each recipe, and are not under test."""
     user = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
     return user + (["item_id"] >> ops.Categorify() >> ops.TagAsItemID())
 
 
 RECIPE = replace(load_recipe("synthetic"), features=features)
 
-#: What no setting takes, but for those that a contract describes.
+#: Values that no setting accepts, except those with a described contract.
 NEVER = (np.array([1, 2]), np.array(3), object(), pd.DataFrame({"a": [1]}), {1: 2}, {3}, 1 + 2j, len, b"1")
-#: What some settings take.
+#: Values that some settings accept.
 SOMETIMES = (None, True, 3, 0.5, -1, 2**70, float("nan"), float("inf"), "x", "", (1,), [], ("x", 1.0))
 
-#: Class → what its constructor must be given.
+#: Class → the required arguments of its constructor.
 NEEDED: dict[str, dict[str, Any]] = {
     "Recipe": {name: getattr(RECIPE, name) for name in ("name", "dataset", "features", "retrieval")},
     "Parquet": {"users": "u", "items": "i", "interactions": "x"},
@@ -90,7 +90,7 @@ STRUCTS = [
 
 
 def placed(settings: Any) -> Recipe:
-    """Return a recipe that has these settings where such settings stand."""
+    """Return a recipe that has these settings in their place."""
     serving, ranking, retrieval = RECIPE.serving, RECIPE.ranking, RECIPE.retrieval
     places: tuple[tuple[Any, Any], ...] = (
         (RETRIEVAL_FAMILIES, lambda: replace(RECIPE, retrieval=settings)),
@@ -132,7 +132,7 @@ def wrong(settings: msgspec.Struct, values: tuple[Any, ...]) -> Iterator[tuple[s
 
 
 def mistakes(recipe: Recipe) -> list[str]:
-    """Return the fields that are wrong; whatever else is raised fails the test."""
+    """Return the fields with mistakes; any other exception fails the test."""
     try:
         check_recipe(recipe)
     except RecipeError as error:

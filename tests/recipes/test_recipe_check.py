@@ -1,4 +1,4 @@
-"""Every mistake of a recipe is named in the recipe's own words, and all of them at once."""
+"""Every mistake of a recipe is reported in the recipe's own terms, and all of them at once."""
 
 import dataclasses
 import re
@@ -64,7 +64,7 @@ def serving(**changes: Any) -> Recipe:
 
 
 def with_features(*chains: Callable[[], Any]) -> Recipe:
-    """The synthetic recipe with more chains in its graph."""
+    """Return the synthetic recipe with more chains in its graph."""
 
     def features() -> Any:
         graph = RECIPE.features()
@@ -156,7 +156,7 @@ SETTINGS = [
     (lambda: serving(k_default=51), r"serving\.k_default: 51 is more than a request may ask for"),
     (lambda: serving(candidates="many"), r"serving\.candidates: expected a whole number.*'many'"),
     (lambda: serving(k_default=0), r"serving\.k_default: expected a whole number of at least 1 .*, got 0"),
-    # Found after training else, when no memory holds so many for a batch.
+    # Otherwise found only after training, when no memory can hold that many for a batch.
     (lambda: serving(candidates=10**9), r"serving\.candidates: .* and at most 1000000, got 1000000000"),
     (lambda: serving(max_batch_size=2.5), r"serving\.max_batch_size: expected a whole number"),
     (lambda: serving(max_excluded=5), r"serving\.max_excluded: 5 is below history_length \(20\)"),
@@ -491,7 +491,7 @@ def test_days_are_counted_in_seconds(changes: dict[str, Any], dataset: Dataset) 
     late = dataclasses.replace(dataset, interactions=dataset.interactions.assign(timestamp=times))
     words = r"dataset\.timestamp: 'timestamp' goes up to \d+, which as seconds .* 9999; write it in seconds"
     assert any(re.search(words, str(problem)) for problem in data_problems(recipe, late))
-    # Where nothing but the order of times counts, they may be of any unit.
+    # Where only the order of times matters, any unit is accepted.
     assert not any("timestamp" in str(problem) for problem in data_problems(RECIPE, late))
 
 
@@ -538,7 +538,7 @@ LABELS = {
 
 @pytest.mark.parametrize("operator", LABELS)
 def test_what_is_learnt_and_not_served_may_be_anything(dataset: Dataset, operator: str) -> None:
-    """A column that is tagged TARGET is no feature, whatever makes it, beside a good one of its input."""
+    """A column tagged TARGET is no feature, however it is made, even next to a valid feature of its input."""
     recipe = only(
         lambda: (
             item_id()
@@ -559,7 +559,7 @@ def test_what_is_learnt_and_not_served_may_be_anything(dataset: Dataset, operato
 def test_rows_dropped_at_the_end_are_no_mistake_of_the_columns(
     dataset: Dataset, last: Callable[[], Any], rows: str | None
 ) -> None:
-    """That they are dropped is said once the graph is fitted, and alone."""
+    """Dropped rows are reported once, after the fit."""
     recipe = replace(
         only(
             lambda: (
@@ -586,7 +586,7 @@ def test_untagged_features_are_named_in_one_mistake() -> None:
 
 
 def test_data_without_negatives_is_refused(dataset: Dataset) -> None:
-    """Everybody had everything; one interaction fewer, or one item more, and there is something to learn."""
+    """Every user had every item; with one interaction fewer, or one item more, there are negatives."""
     users, items = dataset.users["user_id"].iloc[:7], dataset.items.iloc[:12]
     every = pd.MultiIndex.from_product([users, items["item_id"]], names=["user_id", "item_id"])
     first = dataset.interactions.iloc[[0] * len(every)].drop(columns=["user_id", "item_id"])

@@ -1,4 +1,4 @@
-"""``docs/recipes.md`` and ``docs/models.md`` explain every field of a recipe; their examples are right."""
+"""``docs/recipes.md`` and ``docs/models.md`` explain every field of a recipe, and their examples work."""
 
 import re
 import sys
@@ -21,14 +21,14 @@ from tiercel_pipelines.recipe.names import tables
 DOCS = Path(__file__).parents[2] / "docs"
 MODELS = (DOCS / "models.md").read_text(encoding="utf-8")
 TEXT = (DOCS / "recipes.md").read_text(encoding="utf-8") + MODELS
-#: Settings that many families share are explained once.
+#: Settings shared by many families, which are explained once.
 SHARED = {
     GradientRanker: "Settings of every ranker",
     NeuralRanker: "Settings of every ranking network",
     SequenceFamily: "Settings of every sequential model",
     AutoencoderFamily: "Settings of every autoencoder",
 }
-#: Everything that a recipe writes and that has fields of its own.
+#: All classes with fields that a recipe can contain.
 KINDS = [name for table in tables() for name in table.class_names()]
 SECTIONS = {
     f"`{name}`": kind
@@ -39,7 +39,7 @@ NAMESPACE = {name: getattr(writes, name) for name in dir(writes)}
 
 
 def rows(section: str) -> dict[str, str]:
-    """The fields of a section's table, each with the cell of its default."""
+    """Return the fields of a section's table, each with its default's cell."""
     body = re.split(r"\n##+ ", TEXT.partition(f"## {section}\n")[2])[0]
     found: dict[str, str] = {}
     for line in body.splitlines():
@@ -53,7 +53,7 @@ def rows(section: str) -> dict[str, str]:
 
 
 def all_rows(section: str) -> dict[str, str]:
-    """The same with the fields that its kind shares with others."""
+    """Return these fields, plus those that the kind shares with others."""
     shared = [title for base, title in SHARED.items() if issubclass(SECTIONS[section], base)]
     return {name: cell for part in (*shared, section) for name, cell in rows(part).items()}
 
@@ -132,7 +132,7 @@ def test_the_example_of_several_models_is_right() -> None:
 
 
 def test_the_example_of_features_is_right() -> None:
-    # First, since it silences what NVTabular warns of on import.
+    # First, because it silences NVTabular's warnings on import.
     from tiercel_pipelines.features.graph_columns import blank_schema, describe_graph, root_columns  # isort: skip
     from merlin.schema import Tags
     from nvtabular import ops

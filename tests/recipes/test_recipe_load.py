@@ -1,4 +1,4 @@
-"""Loading recipes: the built-in ones, files, and everything that can be wrong with the module itself."""
+"""Loading recipes: built-in ones, files, and every mistake in the module itself."""
 
 import pickle
 import sys

@@ -1,4 +1,4 @@
-"""``docs/reordering.md``: its table has every step, and its example trains, exports, verifies and answers."""
+"""``docs/reordering.md``: its table lists every step; its example trains, exports, verifies and answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "reordering.md").read_text(encoding
 
 
 def test_the_table_has_every_step_and_no_other() -> None:
-    # Other tests of the process may have put kinds of their own into the table.
+    # Other tests in this process may have added kinds to the table.
     paths = [row.path for row in REORDER.rows.values() if row.path.startswith("tiercel_serving.")]
     names = {path.rpartition(":")[2] for path in paths}
     assert set(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)) == names
@@ -58,7 +58,7 @@ def test_the_example_fits_its_data_and_mistakes_are_told_before_training() -> No
 
 
 def serves_what_runs_in_process(release: Release, run: Any, answers: list[list[int]], folder: Path) -> None:
-    """Ask a real Triton, in both layouts, through the client that knows the numbers from the contract."""
+    """Ask a real Triton in both layouts, by a client that learns the numbers from the contract."""
     staged = export_run(run, folder / "staged", layout="staged")
     user = int(run.users["user_id"].iloc[0])
     for served in (release, staged):

@@ -69,7 +69,7 @@ def canary() -> Callable[[str, float], None]:
 
 
 def traces_of(pid: int) -> list[str]:
-    """Everything that a server started by process ``pid`` has on this machine."""
+    """Return the shared memory files and processes of servers started by process ``pid``."""
     found = [f"/dev/shm/{name}" for name in os.listdir("/dev/shm") if name.startswith(f"tiercel_{pid}_")]
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -96,7 +96,7 @@ def traces() -> Callable[[int], list[str]]:
 
 @pytest.fixture
 def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary directory of its own, in which nothing may be left at the end, as nowhere else."""
+    """A temporary folder for the test; at the end nothing may be left there or elsewhere."""
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))

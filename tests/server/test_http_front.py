@@ -1,4 +1,4 @@
-"""Plain HTTP: what is read and written, and that no body ends a real server."""
+"""Plain HTTP: how requests and answers are read and written, and that no body ends a real server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def tensors(draw: st.DrawFn) -> tuple[str, list[int], list[Any]]:
-    """A data type, a shape, and the elements end to end."""
+    """Draw a data type, a shape, and the flat elements."""
     datatype = draw(st.sampled_from(list(VALUES)))
     shape = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
     count = int(np.prod(shape))
@@ -46,7 +46,7 @@ def tensors(draw: st.DrawFn) -> tuple[str, list[int], list[Any]]:
 
 
 def nested(flat: list[Any], shape: list[int]) -> list[Any]:
-    """The elements as lists in lists."""
+    """Return the elements as nested lists."""
     array = np.empty(len(flat), object)
     array[:] = flat
     return array.reshape(shape).tolist()
@@ -61,7 +61,7 @@ def same(mine: list[Any], theirs: list[Any]) -> bool:
 @examples(25)
 @given(sent=st.lists(tensors(), min_size=1, max_size=3), data=st.data())
 def test_tensors_come_back_as_they_were_sent(sent: list[Any], data: st.DataObject) -> None:
-    """As JSON, flat or nested, or as bytes behind it; and the answer likewise."""
+    """As JSON, flat or nested, or as bytes appended to it; the answer likewise."""
     inputs, behind, answer = [], b"", service_pb2.ModelInferResponse(model_name="m", model_version="1")
     for place, (datatype, shape, flat) in enumerate(sent):
         entry: dict[str, Any] = {"name": f"t{place}", "datatype": datatype, "shape": shape}
@@ -177,7 +177,7 @@ INFER = "/v2/models/identity/infer"
 
 
 def ask(port: int, body: bytes, headers: dict[str, str] | None = None, chunks: int = 0) -> int:
-    """The status of an answer; 0 if the connection broke off."""
+    """Return the status of the answer, or 0 if the connection broke."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     parts = (body[at : at + chunks] for at in range(0, len(body), chunks)) if chunks else body
     try:
@@ -190,7 +190,7 @@ def ask(port: int, body: bytes, headers: dict[str, str] | None = None, chunks: i
 
 
 def whole(port: int, body: bytes) -> bytes:
-    """What answers a request that is sent head and body at once."""
+    """Return the start of the answer to a request whose head and body are sent at once."""
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         head = (
             f"POST {INFER} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -205,7 +205,7 @@ def large(users: int, ids: int) -> bytes:
 
 
 def mangled(seed: int) -> bytes:
-    """A request with some of its bytes others, doubled or gone."""
+    """Return a request with some bytes replaced, repeated or removed."""
     draw, text = random.Random(seed), bytearray(json.dumps({"inputs": [GOOD]}), "ascii")
     for _ in range(draw.randint(1, 4)):
         at = draw.randrange(len(text))
@@ -228,7 +228,7 @@ def test_no_body_ends_the_server(
             (200, lambda: ask(port, good)),
             (200, lambda: ask(port, good, chunks=1)),
             (200, lambda: ask(port, gzip.compress(good), packed)),
-            # More inputs than the model has is for Triton to say.
+            # Triton itself refuses more inputs than the model has.
             (400, lambda: ask(port, much)),
             (400, lambda: ask(port, much, chunks=100_000)),
             (400, lambda: ask(port, much, {json_size: str(len(much))})),
@@ -254,7 +254,7 @@ def test_no_body_ends_the_server(
             start_server(repository, http_port=port)
 
 
-#: What comes over a connection, and the status of its answer; nothing where the rest is waited for.
+#: Data sent over a connection, and the status of its answer; empty if the server waits for the rest.
 STRANGE: list[tuple[bytes, bytes]] = [
     (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
     (b"Transfer-Encoding: chunked\r\n\r\n-5\r\n", b"400"),
@@ -311,7 +311,7 @@ def test_strange_heads_slow_senders_and_many_connections_harm_nobody_else(
         slow = [send(start + b"X: ") for _ in range(200)]
         assert ask(port, good) == 200
         canary(server.grpc_url, 5.0)
-        # Who says nothing more is told so, or cut off.
+        # Connections that send nothing more get a timeout status, or are closed.
         assert {connection.recv(12) for connection in waiting} == {b"HTTP/1.1 408"}
         assert all(connection.recv(1) == b"" for connection in slow)
         assert ask(port, good) == 200

@@ -1,4 +1,4 @@
-"""Deadlines that pass, by the hundred. The embedded Triton dies of cancelled calls, so it is not told."""
+"""Hundreds of passed deadlines. Cancelled calls crash the embedded Triton, so they are not sent to it."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_what_may_be_anothers_stays_until_that_one_ends(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-#: Takes a second to answer whoever sends an 8, and leaves a file as it ends.
+#: Takes a second to answer an input of 8, and writes a file when it ends.
 SLOW = """
 import pathlib, time
 import triton_python_backend_utils as pb
@@ -174,7 +174,7 @@ def test_the_watch_notices_a_death(repository: Path, canary: Canary, nothing_lef
 def test_a_triton_that_is_still_ending_is_no_stub(
     repository: Path, canary: Canary, nothing_left: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first thread has ended, others have not: the kernel calls it a zombie, and has no status yet."""
+    """Its main thread has ended but others have not: the kernel reports a zombie without exit status."""
     with start_server(repository, canary=canary) as server:
         stub = stub_of(server.pid)
         monkeypatch.setattr(guard, "group_members", lambda group: [stub])

@@ -1,4 +1,4 @@
-"""Work in a process of its own, which may be killed, or may die of what it reads."""
+"""A worker process for tests that kill it, or that may crash it with damaged data."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 class Worker:
-    """A fork that calls ``make`` once, and then methods of what that returned.
+    """A forked process that calls ``make`` once, and then methods of the object that this returned.
 
-    An embedded store that it opens may not be open here: LMDB does not survive a fork.
+    An embedded store that the worker opens may not be open in the parent: LMDB does not survive a fork.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -36,7 +36,7 @@ class Worker:
         self._in.flush()
 
     def result(self) -> Any:
-        """Wait for what it returned, or raise what it raised; EOFError if the process died."""
+        """Wait for the result of the call, or raise its exception; EOFError if the process died."""
         ok, value = pickle.load(self._out)
         if not ok:
             raise value
@@ -47,7 +47,7 @@ class Worker:
         return self.result()
 
     def kill(self) -> int:
-        """End it by SIGKILL unless it has ended; return its status."""
+        """End the process by SIGKILL unless it has ended; return its exit status."""
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             _, self.status = os.waitpid(self._pid, 0)

@@ -20,7 +20,7 @@ from tiercel_serving.sources.popular import Popular
 from tiercel_serving.stores.bloom import SeenFilter
 from tiercel_serving.stores.server import StoreServer
 
-#: Every shape of a recommender that the stages must serve.
+#: Every variant of a recommender that the stages must serve.
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "strings": {"string_ids": True},
@@ -96,7 +96,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-# For each module, not for the session: tests elsewhere read the tables too.
+# Module scope, because tests in other folders read these tables too.
 @pytest.fixture(scope="module", autouse=True)
 def _kinds_of_the_tests() -> Iterator[None]:
     with own_kinds():
@@ -124,7 +124,7 @@ def chain_of(tiny_of: Callable[[str], Tiny]) -> Callable[[str], Chain]:
         if variant not in made:
             with pytest.MonkeyPatch.context() as patch:
                 if variant.endswith("by a scan"):
-                    # Catalogues as small as these are otherwise sorted for all users at once.
+                    # Catalogues as small as these are otherwise sorted for all users at once, without a scan.
                     patch.setattr("tiercel_serving.sources.scan.SCAN_ITEMS", 0)
                     patch.setattr("tiercel_serving.sources.scan.BLOCK_NUMBERS", 0)
                 made[variant] = Chain.open(tiny_of(variant).release)
@@ -160,7 +160,7 @@ def plain_chain(chain_of: Callable[[str], Chain]) -> Chain:
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[StoreServer]:
-    """A Valkey or Redis on loopback, empty at first; each test has a prefix of its own."""
+    """Start a Valkey or Redis server on loopback, empty at first; each test uses its own key prefix."""
     try:
         server = StoreServer()
     except StoreUnavailable as error:

@@ -1,7 +1,7 @@
-"""What every kind of every table owes: its settings travel, judge themselves, and are found by their name.
+"""The contract of every kind: its settings survive serialisation, validate themselves, and are found by name.
 
-The suite of a table (``test_source_kinds.py`` and so on) holds the rest of its contract for each of its rows.
-A new kind joins with a few lines of test data in that suite's ``EXAMPLES``.
+The suite of each table (``test_source_kinds.py`` and so on) tests the rest of the contract for each row.
+A new kind needs only a few lines of test data in that suite's ``EXAMPLES``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tiercel_serving.kinds import Kinds
 from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import Problem
 
-#: What somebody may write where something else belongs: settings say so, and never break.
+#: Values of the wrong type: settings must report them and never raise.
 ODDITIES: tuple[Any, ...] = (
     None,
     True,
@@ -50,7 +50,7 @@ def check_settings(table: Kinds[Any], name: str, settings: Any, protocol: type) 
     for field in type(settings).__struct_fields__:
         for value in ODDITIES:
             odd = msgspec.structs.replace(settings, **{field: value})
-            # What holds the settings asks for the types first: a kind has values of the right ones.
+            # The driver checks types first, so ``problems()`` only ever sees values of the right type.
             problems = list(mistyped(odd)) or odd.problems()
             assert all(isinstance(problem, Problem) for problem in problems), (field, value)
 

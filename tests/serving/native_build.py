@@ -1,4 +1,4 @@
-"""The functions of ``tiercel_serving/native``, built anew: what is tested is these sources."""
+"""Compile ``tiercel_serving/native`` from source, so that tests run the current code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def find_compiler() -> str:
 
 
 def compile_native(folder: Path, *flags: str) -> Path:
-    """Build them into a folder; skip where that cannot be."""
+    """Compile the functions into a folder; skip where that is not possible."""
     compiler = find_compiler()
     built = folder / "libtiercel_native.so"
     command = [compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(built), "-lm"]
@@ -39,18 +39,18 @@ def compile_native(folder: Path, *flags: str) -> Path:
 
 @cache
 def open_compiled() -> Any:
-    """Build and open them, once for all tests of a process."""
+    """Compile and load the functions, once per process."""
     with TemporaryDirectory() as folder:
         return native.open_library(compile_native(Path(folder), "-O1"))
 
 
-#: Where what is built for all tests of a process lies until it ends.
+#: Holds the sanitised build until the test process ends.
 _FOLDER = TemporaryDirectory()
 
 
 @cache
 def _sanitized() -> tuple[Path, str]:
-    """Build them to stop at any byte too far; return their file, and what must be loaded before."""
+    """Compile with sanitisers; return the library and the value of LD_PRELOAD."""
     compiler = find_compiler()
     names = ("libasan.so", "libubsan.so")
     commands = [[compiler, f"-print-file-name={name}"] for name in names]
@@ -62,16 +62,16 @@ def _sanitized() -> tuple[Path, str]:
 
 
 def run_sanitized(script: str, *arguments: str) -> None:
-    """Run a script, whose first argument is the functions' file, built to stop at any byte too far."""
+    """Run a script, given the compiled library's path, under sanitisers that stop it at any overrun."""
     built, sanitizers = _sanitized()
     done = subprocess.run(
         [sys.executable, "-c", script, str(built), *arguments],
         env={
             **os.environ,
-            # The tests' own modules, and what all tests share.
+            # This folder's modules, and those that all tests share.
             "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).resolve().parents[:2])),
             "LD_PRELOAD": sanitizers,
-            # Python itself leaks, and its own allocator would hide what goes beyond an object.
+            # Python itself leaks memory, and its own allocator would hide out-of-bounds accesses.
             "ASAN_OPTIONS": "detect_leaks=0",
             "PYTHONMALLOC": "malloc",
         },

@@ -1,4 +1,4 @@
-"""Releases whose stages run in torch, on the CPU or on a GPU: the same tests for both."""
+"""Releases whose stages run in torch, on the CPU or on a GPU, so that one set of tests covers both."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_leaves
 from tiercel_serving.device.graphs_torch import Captured, Run
 from tiercel_serving.release.opened import Release
 
-#: The devices that a test of tensors runs on.
+#: The devices that tests of tensors run on.
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
-#: The CPU with a double of CUDA graphs.
+#: The CPU with a stand-in for CUDA graph capture.
 CAPTURED = "cpu, captured"
 
 
-#: What CUDA refuses while a stream is captured: it waits for the device, or copies from or to the host.
+#: Operations that CUDA refuses during capture: they synchronise, or copy from or to the host.
 REFUSED = (
     {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "bincount", "unique_dim"}
     | {"_unique2", "unique_consecutive", "lift_fresh", "_pin_memory", "repeat_interleave", "_to_cpu"}
@@ -31,9 +31,9 @@ REFUSED = (
 
 
 class Capturing(TorchDispatchMode):
-    """Work as a CUDA graph allows it: nothing waits, nothing crosses, nothing made is kept but the outputs.
+    """Enforces the rules of CUDA graph capture: no synchronisation, no host copies, nothing kept but outputs.
 
-    Graphs of one instance share their memory: what a run keeps for the next one is written over.
+    Graphs of one instance share their memory, so a replay overwrites what an earlier run keeps.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Capturing(TorchDispatchMode):
             isinstance(one, Tensor) and one.dtype == torch.bool for one in tree_leaves(args[1:])
         )
         crosses = "device" in (kwargs or {}) and name in ("_to_copy", "copy", "copy_")
-        # No RuntimeError: what can't be captured is done without.
+        # Not a RuntimeError: the code falls back to running without capture on that.
         if name in REFUSED or picked or crosses:
             raise AssertionError(f"{func}: CUDA refuses it in a capture")
         read = {storage_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
@@ -57,14 +57,14 @@ class Capturing(TorchDispatchMode):
         return out
 
     def check_kept(self, outputs: list[Tensor]) -> None:
-        """Fail if something that was made is there still, and is no output."""
+        """Fail if a tensor made during the capture is still alive and is not an output."""
         given = {storage_of(one) for one in outputs}
         kept = [one for one in self._made if not one.expired() and one.cdata not in given]
         assert not kept, f"{len(kept)} tensors of a capture are kept: the next replay writes over them"
 
 
 class Kernels(TorchDispatchMode):
-    """Counts the operations that a GPU would start a kernel for: those that write, and no views."""
+    """Counts the operations for which a GPU would start a kernel: those that write, not views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,8 +86,8 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def capture_double(run: Run, inputs: list[Tensor]) -> Captured:
-    """As a graph does it: reads these buffers and writes those, whatever it is told later."""
-    run(inputs)  # before the capture, when constants are made
+    """Imitate a CUDA graph: it reads these input buffers and writes these output buffers on every replay."""
+    run(inputs)  # before the capture, as constants are made in the first run
     with Capturing() as capturing:
         outputs = run(inputs)
     capturing.check_kept(outputs)
@@ -99,7 +99,7 @@ def capture_double(run: Run, inputs: list[Tensor]) -> Captured:
     return Captured(replay, outputs)
 
 
-#: The engine of models on a GPU: on the host, where ONNX Runtime has no CUDA provider; tensors cross then.
+#: The engine of models on a GPU; without a CUDA provider, models run on the host and tensors are copied.
 ON_CUDA = "onnx-cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "onnx"
 
 #: Device → the target whose stages run there, and the engine of its models.
@@ -107,7 +107,7 @@ TARGETS = {"cpu": ("torch", "onnx"), "cuda": ("gpu", ON_CUDA)}
 
 
 def on_device(release: Release, device: str, **settings: Any) -> Release:
-    """The same release for another target; nothing is written."""
+    """Return the same release for another target, without writing a file."""
     target, engine = TARGETS[device.partition(",")[0]]
     manifest = release.manifest
     ranking = manifest.ranking

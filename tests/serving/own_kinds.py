@@ -1,4 +1,4 @@
-"""Kinds that no release has: what their tables must allow, beyond what today's kinds need."""
+"""Kinds defined by the tests alone: the tables must allow more than today's kinds need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tiercel_serving.spec import Arrays
 
 @contextmanager
 def own_kinds() -> Iterator[None]:
-    """Put the kinds of this module into their tables."""
+    """Add the kinds of this module to their tables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SOURCES.rows, "beside", Kind(f"{__name__}:Beside"))
         patch.setitem(REORDER.rows, "even_years", Kind(f"{__name__}:EvenYears"))
@@ -31,7 +31,7 @@ def own_kinds() -> Iterator[None]:
 
 
 class Beside(Settings, frozen=True, tag="beside"):
-    """The items whose rows are near that of the latest in the history: a source that scores no other."""
+    """Items whose rows are close to the latest row of the history: a source that cannot score given items."""
 
     name: str
     quota: int | None = None
@@ -78,7 +78,7 @@ class Neighbours:
 
 
 class EvenYears(Settings, frozen=True, tag="even_years"):
-    """Items of even years lose a point, and those of no known year go."""
+    """Items of even years lose a point, and those of unknown year are removed."""
 
     points: float = 1.0
 

@@ -1,4 +1,4 @@
-"""Requests, and what ``user_features`` makes of them: what ``verify.reference`` does not say."""
+"""Requests, and the expected output of ``user_features``, which ``verify.reference`` does not cover."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny_release import COLUMNS, DAY_S, Tiny, had_at, ids_array, objects
 from tiercel_serving.rules.table import AskingRule
 from tiercel_serving.stages.specs import LENGTHS, PACKED
 
-#: List tensor → what says how long each row is.
+#: List tensor → the companion tensor that holds the length of each row.
 COMPANIONS = {**LENGTHS, **{column.tensor: str(column.companion) for column in COLUMNS if column.is_list}}
 
 
@@ -38,7 +38,7 @@ class Ask:
 
 
 def tensors(asks: Sequence[Ask], *, lengths: bool = True) -> dict[str, np.ndarray]:
-    """One request for these users, as a client would send it: what nobody says is left out.
+    """Return one request for these users, as a client sends it: inputs that no user sets are left out.
 
     Parameters
     ----------
@@ -92,12 +92,12 @@ def _put_lists(
 
 
 def pack(ids: Sequence[bytes]) -> bytes:
-    """One list of text ids as one element: how many, and each with a NUL behind it."""
+    """Pack a list of text ids into one element: a little-endian uint32 count, then NUL-terminated ids."""
     return len(ids).to_bytes(4, "little") + b"".join(one + b"\0" for one in ids)
 
 
 def packed(request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same request with its lists of text ids packed."""
+    """Return the same request with its lists of text ids packed."""
     out = dict(request)
     for name, element in PACKED.items():
         ids, lengths = out.pop(name, None), out.pop(LENGTHS[name], None)
@@ -109,7 +109,7 @@ def packed(request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
-    """Status, the merged raw features, history and everything that must not come."""
+    """Return the status, merged raw features, history, and the excluded and masked rows."""
     users, pad, settings = len(tiny.user_ids), len(tiny.item_ids), tiny.settings
     row = tiny.user_ids.index(ask.user_id) if ask.user_id in tiny.user_ids else users
     age = None if ask.age is not None and np.isnan(ask.age) else ask.age
@@ -133,7 +133,7 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
         had = set()
     days = settings.seen_again_days
     if days is not None:
-        # Those of the stored history alone have a time; the request's own was had now.
+        # Only the stored history has times; items in the request's own history count as just consumed.
         now = time.time() if ask.now is None else ask.now
         said = days.default if ask.again_days is None else ask.again_days
         times = {item: had_at(place) for place, item in enumerate(tiny.history[row] if row < users else [])}
@@ -167,6 +167,6 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
 def _passes(
     settings: Any, item: Mapping[str, Any], user: Mapping[str, Any], request: Mapping[str, Any]
 ) -> bool:
-    """Whether an item passes the rules that ask for more than it; none of these has a part of its own."""
+    """Return whether an item passes the rules on users and requests; none of them has an item-only part."""
     asking = [rule for rule in settings.rules if isinstance(rule, AskingRule)]
     return all(rule.reference_of(item, user, request, 0.0) for rule in asking)

@@ -1,6 +1,6 @@
-"""The adapter with a stand-in for Triton's module: who is answered, who is refused, what is counted.
+"""The adapter with a stand-in for Triton's module: answers, per-request errors and metrics.
 
-That a real Triton takes it is the end-to-end tests' business.
+The end-to-end tests check it under a real Triton.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class MetricFamily:
 
 @pytest.fixture
 def fake_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], float]]:
-    """Yield the counts that reached Triton."""
+    """Replace Triton's module and yield the metric values reported to it, by (family, label)."""
     MetricFamily.values = {}
     module = ModuleType("triton_python_backend_utils")
     logger = SimpleNamespace(log_error=lambda message: None)
@@ -154,7 +154,7 @@ def test_the_bad_are_refused_and_their_neighbours_answered(open_model: Open, pla
 
 
 def raw(requests: list[dict[str, np.ndarray]], outputs: tuple[str, ...] = OUTPUTS) -> list[Any]:
-    """Requests that follow one another as Tiercel's backend reads them."""
+    """Return the requests in the form in which Tiercel's backend reads a batch."""
     read: list[Any] = []
     for arrays in requests:
         kind = tuple((name, TRITON_TYPES[one.dtype], one.shape) for name, one in arrays.items())
@@ -166,7 +166,7 @@ def raw(requests: list[dict[str, np.ndarray]], outputs: tuple[str, ...] = OUTPUT
 
 
 def cut(shared: dict[str, np.ndarray], users: int, requests: int) -> list[dict[str, np.ndarray]]:
-    """What each request gets, as the backend cuts one answer to all of them."""
+    """Return what each request gets when the backend splits one shared answer."""
     assert all(len(shared[name]) == users * requests for name in OUTPUTS)
     rows = [slice(users * n, users * (n + 1)) for n in range(requests)]
     return [{name: shared[name][own] for name in OUTPUTS} for own in rows]
@@ -193,7 +193,7 @@ def test_requests_that_are_alike_are_answered_as_others_are(
         for asks in users
     ]
     each = model.answer([(arrays, OUTPUTS) for arrays in requests])
-    # What is remembered of the first batch holds for the next one, and for one request of that kind alone.
+    # What the model remembers of a batch holds for the next one, and for a single request of that kind.
     for some in (requests, requests[::-1], requests[:1]):
         read = raw(some)
         joined = joined_if_alike(read)
@@ -218,8 +218,8 @@ def test_requests_that_differ_are_not_joined(open_model: Open, plain: Tiny) -> N
     model = open_model()
     read = raw([tensors([Ask(plain.user_ids[2], k=k)]) for k in (3, 8)])
     assert read[0][0] is read[1][0]
-    assert model.answer_alike(joined_if_alike(read), 2, read[0][0]) is None  # of other widths
-    # One of them is at fault: which, only answering each by itself says.
+    assert model.answer_alike(joined_if_alike(read), 2, read[0][0]) is None  # k, so the width, differs
+    # One request is invalid; only answering each separately shows which one.
     bad = [tensors([Ask(plain.user_ids[2], k=k)]) for k in (3, 99)]
     read = raw(bad)
     assert model.answer_alike(joined_if_alike(read), 2, read[0][0]) is None
@@ -231,7 +231,7 @@ def test_requests_that_differ_are_not_joined(open_model: Open, plain: Tiny) -> N
 
 @pytest.mark.parametrize("release", ["strings", "plain"])
 def test_no_stage_checks_what_it_always_gets(tiny_of: Callable[[str], Tiny], release: str) -> None:
-    """Who carries nothing optional is not checked."""
+    """Stages check optional inputs only: a request without any costs no check."""
     tiny, asked = tiny_of(release), set[str]()
 
     class Noted(dict[str, np.ndarray]):
@@ -252,7 +252,7 @@ def test_no_stage_checks_what_it_always_gets(tiny_of: Callable[[str], Tiny], rel
         if isinstance(stage, Checks):
             asked.clear()
             blank = batching.absent(stage.spec.inputs, 1)
-            # Of what may come in two forms, one.
+            # Where an input has two forms, only one may be sent.
             twice = {"item_row", *PACKED.values()}
             stage.check(Noted({name: array for name, array in blank.items() if name not in twice}))
             assert asked, name
@@ -319,7 +319,7 @@ def test_counts(open_model: Open, plain: Tiny, fake_triton: dict[tuple[str, str]
         ("tiercel_answers_total", "known"): 3,
         ("tiercel_answers_total", "unknown"): 1,
         ("tiercel_answers_total", "unknown_with_features"): 1,
-        # This user has seen everything.
+        # This user has seen every item.
         ("tiercel_short_lists_total", ""): 1,
         ("tiercel_refused_requests_total", ""): 1,
     }
@@ -338,7 +338,7 @@ def test_counts_are_of_the_answers_and_not_of_memory_that_is_tritons_again(
 
 
 def test_models_of_one_stage_make_the_same_answer(open_model: Open, plain: Tiny) -> None:
-    """The staged layout, hop by hop, with the tensors that Triton would carry."""
+    """Run the staged layout hop by hop, with the tensors that Triton would pass on."""
     asks = [Ask(plain.user_ids[2], k=2, exclude=plain.item_ids[:4]), Ask(-4, history=plain.item_ids[5:9])]
     fused = open_model().execute([Request(tensors(asks))])[0].arrays
     carried = tensors(asks)

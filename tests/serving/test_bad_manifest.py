@@ -1,4 +1,4 @@
-"""Manifests that cannot be, and kinds that cannot be had: each says where, what, and what to do."""
+"""Invalid manifests and unavailable kinds: each error says where, what, and what to do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Change = Callable[[dict[str, Any]], object]
 
 @pytest.fixture
 def write(plain: Tiny, tmp_path: Path) -> Callable[[Change], Path]:
-    """Copy the release's manifest, changed."""
+    """Return a function that writes a changed copy of the release's manifest."""
 
     def changed(change: Change) -> Path:
         data = json.loads((plain.release.path / "manifest.json").read_text())
@@ -111,7 +111,7 @@ def test_a_manifest_that_is_none(text: bytes) -> None:
 
 
 def test_an_old_manifest_says_the_command_before_it_is_read(tmp_path: Path) -> None:
-    """Whatever else a format 1 had, nobody is told of its fields."""
+    """A manifest of format 1 gets one message about its age, and none about its fields."""
     (tmp_path / "manifest.json").write_text('{"format": 1, "stages": [], "engines": {}}')
     with pytest.raises(OlderFormat, match=r"`tiercel export RUN --replace` .*`tiercel train` first"):
         open_release(tmp_path)
@@ -135,7 +135,7 @@ def test_values_of_a_rule_travel_as_they_are(plain: Tiny) -> None:
     assert [list(read.settings.rules[0].value), read.settings.rules[1].value] == [["x", "ü"], 2.5]
 
 
-# Kinds that cannot be had
+# Unavailable kinds
 
 
 def test_a_row_whose_module_does_not_import(
@@ -163,7 +163,7 @@ def test_a_kind_that_is_in_no_table() -> None:
 
 
 def test_a_source_whose_library_is_not_installed(plain: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings are read without it: only who opens the source must have it."""
+    """Reading the settings needs no library; only opening the source does."""
     for module in ("faiss", "tiercel_serving.sources.search"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "faiss", None)

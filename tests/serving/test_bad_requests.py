@@ -1,9 +1,9 @@
-"""Odd things that requests and recipes ask for: long, strange and repeated candidates; pins that can't stand.
+"""Unusual requests and recipes: long, odd and repeated candidate lists; pins that cannot be placed.
 
-What else is refused, and where that is tested: expressions in ``test_rule_expressions.py``; quotas and
+Other refusals are tested elsewhere: expressions in ``test_rule_expressions.py``; quotas and
 settings in ``test_settings.py``; steps' settings, and pins of items that do not exist, in
 ``test_reorder_kinds.py``; numbers beyond a recipe's limits in ``test_per_request.py``; lists in
-``test_refusals.py`` and ``test_sent_ids.py``; stores of another schema, and clocks that jump, in
+``test_refusals.py`` and ``test_sent_ids.py``; stores with another schema, and clock jumps, in
 ``test_live_users.py``; damaged files and full disks in ``test_embedded_store.py``.
 """
 

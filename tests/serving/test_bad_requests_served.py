@@ -1,4 +1,4 @@
-"""Odd requests as bytes on the wire to a real Triton: each is refused by itself, those beside it answered."""
+"""Odd requests to a real Triton: each invalid one is refused alone, and the rest of its batch is answered."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS = {
     "max_excluded": 10_000,
     "rules": (Compare("recent", "year", ">=", 1995),),
     "reorder": STEPS,
-    # So that what is sent at once runs in one batch.
+    # Long enough for requests sent together to run in one batch.
     "queue_delay_us": 50_000,
 }
 MODELS = ("recommend", "recommend_staged")
@@ -65,7 +65,7 @@ def ids(values: Any, length: int | None = None, name: str = "candidate_item_ids"
     return {name: sent, f"{name}__length": one(sent.shape[1] if length is None else length, np.int32)}
 
 
-#: What is sent beside the user → words of the refusal.
+#: Inputs sent in addition to the user → expected words of the error.
 REFUSED: dict[str, tuple[dict[str, np.ndarray], str]] = {
     **{
         f"{name} {value}": (
@@ -117,7 +117,7 @@ def test_each_is_refused_in_words(tiny: Tiny, client: Any, model: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_all_at_once_harm_no_neighbour(tiny: Tiny, client: Any, model: str) -> None:
     good = {user: raw_infer(client, asked(tiny, {}, user), model=model) for user in range(len(tiny.user_ids))}
-    # The second user has had everything.
+    # The second user has seen every item.
     assert [user for user, answer in good.items() if not answer["count"].item()] == [1]
     found: list[Any] = [None] * (2 * len(REFUSED))
     left = [len(found)]
@@ -160,7 +160,7 @@ def test_odd_ones_that_mean_something_are_answered(tiny: Tiny, client: Any, mode
     assert set(own) <= set(known)
     assert own == ask(ids([*known, *range(10**6, 10**6 + 5_000), *known * 311][:10_000]))
     assert ask(ids([2**63 - 1, -(2**63), 0, -1])) == []
-    # Film 2 fails the rule, film 21 is not among them: the third pin stands first.
+    # Film 2 fails the rule and film 21 is not a candidate, so the third pin comes first.
     pinned = tiny.item_ids[7]
     assert ask(ids([*tiny.item_ids[:12]]))[0] == pinned
     without = ask({**ids([*tiny.item_ids[:12]]), **ids([pinned], name="exclude_item_ids")})

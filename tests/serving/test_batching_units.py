@@ -1,4 +1,4 @@
-"""Filling, concatenating and splitting, and the small tools of the stages."""
+"""Filling, concatenating and splitting batches, and small functions of the stages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPECS = (
     TensorSpec("l", "int64", (-1,), True, 7),
     TensorSpec("l__length", "int32", (1,), True, -1, of="l", says=LENGTH_OF),
     TensorSpec("l__packed", "bytes", (1,), True, b"", of="l", says=PACKED_OF),
-    # A column that is called like a companion, beside a list whose companion is called otherwise.
+    # A column named like a companion tensor, beside a list whose companion has another name.
     TensorSpec("trip", "int64", (-1,), True, 0),
     TensorSpec("trip__length", "float32", (1,), True, float("nan")),
     TensorSpec("stops", "int32", (1,), True, -1, of="trip", says=LENGTH_OF),
@@ -212,14 +212,14 @@ def test_the_readme_lists_every_tensor(tiny_of: Callable[[str], Tiny]) -> None:
 
 
 def test_the_user_id_may_be_a_feature(tmp_path: Path) -> None:
-    """An unknown id is a value to the program, and the store's dummy row is none."""
+    """The program gets an unknown user id as a value, not as the store's dummy row."""
     tiny = make_tiny(tmp_path / "r")
     header = tiny.release.path / "artefacts/user_features/header.json"
     data = json.loads(header.read_text())
     program = data["meta"]["program"]
     program["inputs"].append({"name": "member", "dtype": "int64", "is_list": False, "part": "user"})
     program["steps"].append({"op": "load", "columns": ["member"], "dtype": "int64"})
-    # It takes the place of the hour among the categories.
+    # It replaces the hour among the categorical features.
     hour = next(output for output in program["outputs"] if output["name"] == "hour")
     hour["register"] = len(program["steps"]) - 1
     header.write_text(json.dumps(data))
@@ -265,7 +265,7 @@ def test_each_list_has_a_tensor_that_python_can_name(columns: list[str], part: s
     names = [list_tensor(part, column) for column in columns]
     assert len(set(names)) == len(names)
     for column, name in zip(columns, names, strict=True):
-        # As Python reads it in a source file: what NFKC makes of another form is another name.
+        # Python normalises identifiers by NFKC, so another form of a name could be another parameter.
         assert list(inspect.signature(eval(f"lambda {name}: 0")).parameters) == [name]
         if column.isalpha() and column.isascii():
             assert name == f"{part}_list_{column}"

@@ -1,4 +1,4 @@
-"""The blend: a weighted sum of several sources' scores is the scale, as in the plain reference."""
+"""The blend: a weighted sum of several sources' scores gives the scale, as in the plain reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings_of(*blend: tuple[str, float], sources: Any = SOURCES) -> ServingSet
 
 
 def weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Few digits, so that sums are exact and tie."""
+    """Weights with few digits, so that sums are exact and scores tie."""
     dense = rng.integers(-1, 4, (ITEMS, ITEMS)) * (rng.random((ITEMS, ITEMS)) < 0.3) / 4
     rows, columns = np.nonzero(dense)
     offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=ITEMS)))
@@ -35,7 +35,7 @@ def weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 @dataclass
 class World:
-    """Artefacts of every source, and what users had."""
+    """Artefacts of every source, and the users' histories."""
 
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(3))
 

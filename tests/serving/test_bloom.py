@@ -1,4 +1,4 @@
-"""Bloom filters: what was put is found; what was not, as rarely as is said; sizes by the formula."""
+"""Bloom filters: no false negatives, false positives at the stated rate, and sizes by the formula."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_rates_and_sizes_are_what_is_said(rate: float) -> None:
     for found in (probes.members(data, kept.of_release), probes.members_of_series(series)):
         wrong = np.count_nonzero(found >= n)
         assert np.count_nonzero(found < n) == n
-        # Half of the rate each, and four standard errors of chance.
+        # Half of the rate is expected; the margin is four standard errors.
         assert wrong <= strangers * rate / 2 + 4 * (strangers * rate / 2) ** 0.5
 
 

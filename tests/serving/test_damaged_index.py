@@ -1,4 +1,4 @@
-"""A damaged index is refused by name before FAISS reads it: some end its process, others fill the memory."""
+"""A damaged index is refused by name before FAISS reads it; some would crash it, others fill the memory."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Order on a device: counting gives what sorting does, ties and all."""
+"""Ordering on a device: counting gives the same order as sorting, ties included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from drawing import examples
 from tiercel_serving.device.masks_torch import TensorMask
 from tiercel_serving.device.order_torch import COUNTED, arranged, ascending, first_of, places_of, smallest
 
-#: Few values, so that they tie; and those at the ends.
+#: Few distinct values, so that they tie, and the extremes of the type.
 KEYS = st.lists(
     st.lists(st.sampled_from([-(2**63) + 1, -5, 0, 1, 2, 2**40, 2**63 - 1]), min_size=7, max_size=7),
     min_size=1,

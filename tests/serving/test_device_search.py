@@ -26,7 +26,7 @@ USERS, ITEMS, DIMENSION = 5, 700, 8
 
 
 def masks(place: Place, rng: np.random.Generator, kind: str, items: int = ITEMS) -> tuple[Mask, TensorMask]:
-    """The same mask on both sides: what was seen, or that and what alone may come."""
+    """Return the same mask for host and device: seen items, or seen items and a set of allowed ones."""
     counts = np.array([0, 3, 40, 40, items // 2])
     flat = np.concatenate([rng.permutation(items)[:count] for count in counts])
     allowed = None if kind == "seen" else rng.random((USERS, items + 1)) < (0.5 if kind == "half" else 0.01)
@@ -53,7 +53,7 @@ def test_it_finds_what_a_scan_finds(device: str, kind: str, cut: bool, vectors: 
     made = rng.normal(size=(ITEMS, DIMENSION)).astype(np.float32)
     if vectors == "ties":
         made = made[rng.integers(0, 9, ITEMS)]
-    if vectors == "grid":  # few bits: all sums are exact, and many tie
+    if vectors == "grid":  # few bits, so that all sums are exact and many scores tie
         made = rng.integers(-2, 3, made.shape).astype(np.float32)
     query = rng.normal(size=(USERS, DIMENSION)).astype(np.float32)
     query[0] = 0
@@ -77,7 +77,7 @@ def test_it_finds_what_a_scan_finds(device: str, kind: str, cut: bool, vectors: 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounded_vectors_are_searched_as_they_are(device: str, dtype: torch.dtype) -> None:
-    """Chosen in half precision, they are scored in full: the same as a scan of the rounded vectors."""
+    """Items selected in half precision are scored in full, exactly as by a scan of the rounded vectors."""
     rng, place = np.random.default_rng(5), Place(device)
     rounded = torch.from_numpy(rng.normal(size=(ITEMS, DIMENSION)).astype(np.float32)).to(dtype)
     query = rng.normal(size=(USERS, DIMENSION)).astype(np.float32)
@@ -93,7 +93,7 @@ def test_rounded_vectors_are_searched_as_they_are(device: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_score_depends_on_nothing_else(device: str) -> None:
-    """Not on block, batch or place: to the bit."""
+    """A score is the same to the bit, whatever the block, batch or position."""
     rng, place = np.random.default_rng(0), Place(device)
     vectors = rng.normal(size=(ITEMS, DIMENSION)).astype(np.float32)
     query = place.put(rng.normal(size=(USERS, DIMENSION)).astype(np.float32))

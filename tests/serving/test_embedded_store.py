@@ -1,4 +1,4 @@
-"""The embedded store: killed as it writes, written by two, damaged, full."""
+"""The embedded store: writers killed, two writers at once, damaged files, a full disk."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def worker(make: Callable[[], Any]) -> Iterator[Worker]:
 
 
 def after(state: dict[int, dict[str, Any]], operation: tuple[Any, ...]) -> dict[str, Any]:
-    """What a dictionary holds of the operation's user after it."""
+    """Return what a plain dictionary holds for the operation's user after it."""
     name, user, *arguments = operation
     held = state.get(user, {"values": {}, "history": []})
     if name == "put":
@@ -85,7 +85,7 @@ operations = st.one_of(
     st.tuples(st.just("append"), st.sampled_from(USERS), st.lists(st.integers(1, 6), min_size=1, max_size=3)),
     st.tuples(st.just("remove"), st.sampled_from(USERS)),
 )
-#: An operation, and what happens after it: nothing, a kill once it was acknowledged, or one at once.
+#: An operation and what follows it: nothing, a kill after it was acknowledged, or a kill at once.
 steps = st.lists(
     st.tuples(operations, st.sampled_from(["go on", "go on", "kill", "kill at once"])), max_size=12
 )
@@ -100,13 +100,13 @@ def check_against_a_dictionary(tiny: Tiny, folder: Path, script: list[Any]) -> N
         one.result()
     try:
         for number, (operation, then) in enumerate(script):
-            # Two processes write in turns; the other one is there to see it.
+            # Two processes write alternately, and each must see the other's changes.
             one, user = writers[number % 2], operation[1]
             before = state.get(user, after({}, ("remove", user)))
             if then == "kill at once":
                 one.send(*operation)
                 one.kill()
-                # Killed between the commit and telling the readers of it, it is seen from the next write on.
+                # If it died after the commit but before it told readers, the next write shows the change.
                 writers[1 - number % 2].call("remove", NOBODY)
                 found = held(writers[1 - number % 2], user)
                 assert found in (before, after(state, operation)), operation
@@ -143,7 +143,7 @@ def test_it_is_a_dictionary_often(plain: Tiny, tmp_path: Path, script: list[Any]
 
 
 class Appender:
-    """Appends one number after another, and tells each as it is acknowledged."""
+    """Appends increasing numbers, and records each one when its write is acknowledged."""
 
     def __init__(self, folder: Path, name: int, acknowledged: Path) -> None:
         self._records = Embedded(path=str(folder)).open(StorePlace(folder, "x"))
@@ -187,12 +187,12 @@ def test_two_writers_killed_in_the_middle_lose_nothing_that_was_acknowledged(tmp
         assert last <= mine[-1] <= last + 1
 
 
-# ---------------------------------------------------------------------------------------------- damages
+# ---------------------------------------------------------------------------------------------- damage
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, bytes]]:
-    """A store that nobody has open, with what it holds."""
+    """Return a closed store and its records."""
     folder = tmp_path_factory.mktemp("whole") / "store"
     drawn = random.Random(3)
     users = [b"%d" % number + drawn.randbytes(drawn.choice([10, 100, 6000])) for number in range(120)]
@@ -224,7 +224,7 @@ def test_no_bit_of_a_key_or_a_value_may_differ(key: bytes) -> None:
 
 
 class Filled:
-    """Writes records, some of them twice, so that there are pages which are no longer used."""
+    """Writes records, some of them twice, so that the file contains unused pages."""
 
     def __init__(self, folder: Path, records: dict[bytes, bytes]) -> None:
         store = Embedded(path=str(folder)).open(StorePlace(folder, "x"))
@@ -254,13 +254,13 @@ DAMAGES: dict[str, Callable[[bytearray, random.Random], bytearray]] = {
 
 
 class Opened:
-    """A damaged store: whether it is refused, and what it says."""
+    """Opens a store that may be damaged, and reads it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def look(self, keys: list[bytes]) -> list[bytes | None]:
-        walk.count(str(self._folder))  # as a check does, in a process of its own; this is one
+        walk.count(str(self._folder))  # as a check does in a child process; this is already one
         return list(Embedded(path=str(self._folder)).open(StorePlace(self._folder, "x")).read(keys))
 
 
@@ -281,7 +281,7 @@ def test_a_damaged_file_is_refused_or_not_in_use_where_it_is_damaged(
             assert one.call("look", list(records)) == list(records.values())
         except (StoreDamaged, StoreUnavailable, MachineFault, lmdb.Error, walk.NotWhole):
             refused += 1
-        except EOFError:  # it died of it, as would the process in which a check looks
+        except EOFError:  # the process crashed, as would the child process of a check
             refused += 1
         finally:
             one.kill()
@@ -306,11 +306,11 @@ def test_a_check_says_what_a_process_died_of(whole: tuple[Path, dict[bytes, byte
             pass
 
 
-# ------------------------------------------------------------------------------------------ the machine
+# ---------------------------------------------------------------------------------------- full disks
 
 
 class Limited:
-    """A store on a disk that is full: no file may have more than so many bytes."""
+    """A store on a full disk, simulated by a limit on the size of any file."""
 
     def __init__(self, folder: Path) -> None:
         self._records = Embedded(path=str(folder)).open(StorePlace(folder, "x"))
@@ -336,7 +336,7 @@ def test_a_full_disk_is_said_and_what_was_written_stays(tmp_path: Path) -> None:
         assert one.call("read", b"small")
 
 
-#: Fills a disk of its own but for so many bytes, and opens a store there that has a folder already.
+#: Fills its own disk except for the given number of bytes, and opens a store in an existing folder there.
 FULL = """
 import shutil, sys
 from pathlib import Path

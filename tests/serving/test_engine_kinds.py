@@ -1,4 +1,4 @@
-"""The contract of an engine, held by every row of ``ENGINES``."""
+"""The contract of an engine, for every row of ``ENGINES``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WEIGHTS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 
 
 def write_onnx(file: Path) -> None:
-    """``product`` is ``numbers [B, 3]`` times :data:`WEIGHTS`, ``shifted`` that and ``places [B, 1]``."""
+    """Write ``product``, ``numbers [B, 3] @ WEIGHTS``, and ``shifted``, that plus ``places [B, 1]``."""
     inputs = [("numbers", TensorProto.FLOAT, 3), ("places", TensorProto.INT64, 1)]
     graph = helper.make_graph(
         [
@@ -49,7 +49,7 @@ def write_onnx(file: Path) -> None:
 
 
 def write_package(file: Path, device: str = "cpu") -> None:
-    """The same, compiled by AOTInductor: two outputs, where makers give one."""
+    """Write that model, compiled by AOTInductor, with two outputs where exports have one."""
     import torch
 
     from tiercel_export.models.program import batch_program
@@ -70,14 +70,14 @@ def write_package(file: Path, device: str = "cpu") -> None:
 
 
 def write_plan(file: Path, kind: str) -> None:
-    """The same, built by TensorRT or TensorRT-RTX."""
+    """Write that model, built by TensorRT or TensorRT-RTX."""
     write_onnx(file.with_name("model.onnx"))
     network = file.with_name("model.onnx")
     BuildSpecification(network.name, network_sha256(network), (1, 8, 64)).write(file.parent)
     ENGINES.find(kind).build(file.parent)
 
 
-#: Kind → writes the model that :func:`write_onnx` describes.
+#: Kind → a function that writes the model of :func:`write_onnx` for it.
 EXAMPLES: dict[str, Callable[[Path], None]] = {
     "onnx": write_onnx,
     "onnx-cuda": write_onnx,
@@ -86,7 +86,7 @@ EXAMPLES: dict[str, Callable[[Path], None]] = {
     **{name: partial(write_plan, kind=name) for name in ENGINES if name.startswith("tensorrt")},
 }
 
-#: What is dear to make (AOTInductor compiles C++), and what needs a GPU.
+#: Kinds that are slow to build (AOTInductor compiles C++) or need a GPU.
 MARKS = {"aoti": [pytest.mark.slow], "onnx": []}
 
 
@@ -108,7 +108,7 @@ def kind(name: str) -> type[EngineKind]:
 
 @pytest.fixture(scope="module")
 def file(name: str, kind: type[EngineKind], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read only."""
+    """Return a model file, which tests must not change."""
     folder = tmp_path_factory.mktemp(name)
     EXAMPLES[name](folder / kind.file)
     return folder / kind.file
@@ -194,7 +194,7 @@ def test_onnx_runtime_without_its_gpu(tmp_path: Path, monkeypatch: pytest.Monkey
             kind.open(file, ("product",), threads=1)
 
     class OnTheCpu(onnxruntime.InferenceSession):
-        """As the GPU build is on a machine without one: it goes on with the CPU."""
+        """Behaves as the GPU build on a machine without a GPU: it falls back to the CPU."""
 
         def __init__(self, file: str, options: Any, providers: Any) -> None:
             super().__init__(file, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Engines that take tensors where they are; CUDA graphs by batch bucket, with a double of the capture."""
+"""Engines that take tensors on their device; CUDA graphs by batch bucket, with a stand-in for the capture."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_it_runs_on_tensors_as_on_arrays(name: str, tmp_path: Path) -> None:
     with place.here():
         engine = kind.open(tmp_path / kind.file, ("shifted", "product"), threads=1)
         assert isinstance(engine, TakesTensors)
-        # A batch again: what was captured must read what it is given now.
+        # The batch size 3 comes twice: a captured graph must read the new inputs.
         for users in (1, 3, 64, 3):
             wide = place.put(rng.normal(size=(users, 6)).astype(np.float32))
             numbers, places = wide[:, ::2], place.put(rng.integers(0, 9, (users, 1)))
@@ -117,7 +117,7 @@ def test_what_lasts_is_read_where_it_is() -> None:
         assert torch.equal(got, given * 3)
         assert doubled.data_ptr() in [addresses[0] for addresses in read]
     assert len(read) == 4
-    # A batch between two buckets is a part of what lasts, and copied; so is what others made.
+    # A batch between two buckets is a slice of a lasting buffer and is copied; so are foreign tensors.
     given = torch.rand(3, 3)
     assert torch.equal(second([*first([given]), given])[0], given * 3)
     mine = torch.rand(4, 3)

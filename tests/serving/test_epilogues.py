@@ -1,4 +1,4 @@
-"""Products that give their ReLU themselves, as packages for a GPU have them."""
+"""Matrix products fused with their ReLU, as packages for a GPU have them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiercel_serving.engines.epilogues_torch import fuse_activations
 
 
 class Layers(nn.Module):
-    """Two products that can be fused, in three and in two dimensions, and three that can't."""
+    """Two products that can be fused, one on 3-D and one on 2-D input, and three that cannot."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What became of one item, for every item of a catalogue, in this process: against what each stage made."""
+"""Explanations for every item of a catalogue, run in this process, against what each stage returned."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_what_the_request_says_and_what_a_rule_saw(tiny_of: Callable[[str], Tiny
     assert recommender.why(ANONYMOUS, items[0]).user_id is None
 
 
-#: A step of each kind that takes items out of the first places, and what a request says to it.
+#: A step of each kind that moves items out of the top, and the inputs that a request sends for it.
 STEPS: Mapping[str, tuple[ReorderKind, dict[str, Any]]] = {
     "boost": (BoostItems("year", (1995, 1996), 9.0), {}),
     "floor": (ScoreFloor(-21.69), {}),
@@ -161,7 +161,7 @@ def test_a_source_without_a_share_for_it(tmp_path: Path) -> None:
         assert why.score is not None
         assert "a larger quota of a source that gives it" in why.needed
         above = re.search(r"a retrieval score above (\S+),", why.needed)
-        # No score is asked for that it has already.
+        # It never asks for a score that the item already has.
         assert above is None or why.score <= float(above[1]) + 1e-5
     assert deep
     assert len(found) == 9
@@ -188,7 +188,7 @@ def test_what_was_had_long_ago(tiny_of: Callable[[str], Tiny], variant: str) -> 
     asked = {"now": DAY_S * (len(mine) + 1)} if variant == "seen again" else {}
     for place, row in enumerate(mine):
         why = recommender.why(user, text(tiny.item_ids[row]), k=8, features=asked)
-        # The filter carries what lies before the latest four; five days are what does not come again.
+        # The filter holds all but the latest four items; items of the last five days do not come again.
         gone = variant == "seen filter" or place >= len(mine) - 5 + 1
         assert (why.reason == "the user already had it") == gone, (place, why)
         if gone:
@@ -210,7 +210,7 @@ def test_what_cannot_be_asked(tiny_of: Callable[[str], Tiny]) -> None:
         recommender._drive(_asked(recommender, many))
     assert transport.server_metadata(timeout_s=1, headers={})[0] == "local"
     with pytest.raises(NotFound, match="says what became of an item"):
-        # `recommend` takes no item to be told of: as an explaining model of an older release.
+        # `recommend` has no input for items to explain, as an explaining model of an older release.
         Recommender(transport=FakeTransport(), explain_model="recommend").why(1, 1)
 
 

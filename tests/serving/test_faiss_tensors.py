@@ -1,4 +1,4 @@
-"""An index of the export asked with tensors, and what a faiss without a GPU, or with one, is asked for."""
+"""An exported index searched with tensors, and the calls made to FAISS with and without a GPU."""
 
 from __future__ import annotations
 

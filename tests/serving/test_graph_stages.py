@@ -1,4 +1,4 @@
-"""Every stage against the plain reference, on whatever Hypothesis asks of every kind of recommender."""
+"""Every stage against the plain reference, on requests drawn by Hypothesis for every variant."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tiercel_serving.verify import reference
 quick = examples(5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-#: What requests say of time where that counts: at the very boundary of a day, and between.
+#: What requests send about time where it matters: exactly at the boundary of a day, and between.
 SEEN_AGAIN: dict[str, Any] = {
     "now": st.none() | st.integers(0, 40).map(lambda halves: halves * DAY_S / 2),
     "again_days": st.none() | st.sampled_from([0.0, 0.5, 1.0, 3.0, 30.0]),
 }
 
-#: By release, what `ask_of` made.
+#: Release path → strategy made by `ask_of`.
 ASK_OF: dict[Any, st.SearchStrategy[Ask]] = {}
 
 
 def ask_of(tiny: Tiny) -> st.SearchStrategy[Ask]:
-    """Everything that a request may say of one user; made once a release, which costs more than to draw."""
+    """Return the strategy for one user's request; cached, as building it costs more than drawing."""
     if tiny.release.path not in ASK_OF:
         ASK_OF[tiny.release.path] = _ask_of(tiny)
     return ASK_OF[tiny.release.path]
@@ -70,7 +70,7 @@ def _ask_of(tiny: Tiny) -> st.SearchStrategy[Ask]:
 
 @st.composite
 def asks_of(draw: st.DrawFn, tiny: Tiny, most: int = 8) -> list[Ask]:
-    """Between one user and the largest batch."""
+    """Draw requests for between one user and the largest batch."""
     asks = draw(st.lists(ask_of(tiny), min_size=1, max_size=most))
     if draw(st.booleans()):
         asks = [replace(one, allow_seen=draw(st.booleans())) for one in asks]
@@ -186,7 +186,7 @@ def test_a_user_is_answered_alike_alone_and_in_company(tiny: Tiny, chain: Chain,
             np.testing.assert_array_equal(alone[name][0], together[name][place])
         queries = [f"query_{source}" for source in tiny.vectors]
         if all(np.array_equal(alone[name][0], together[name][place]) for name in queries):
-            # The tower itself may round differently in a batch; where it does not, nothing else may.
+            # The tower itself may round differently in a batch. Where it does not, nothing else may differ.
             for name in ("retrieved_row", "retrieval_score", "source", "kept_row", "filter_reason"):
                 np.testing.assert_array_equal(alone[name][0], together[name][place])
 
@@ -194,7 +194,7 @@ def test_a_user_is_answered_alike_alone_and_in_company(tiny: Tiny, chain: Chain,
 @quick
 @given(data=st.data())
 def test_requests_in_one_batch_get_what_they_get_alone(tiny: Tiny, chain: Chain, data: st.DataObject) -> None:
-    """Concatenate and split: the adapter's path, without Triton."""
+    """Concatenate and split as the adapter does, without Triton."""
     groups = data.draw(st.lists(asks_of(tiny, most=3), min_size=1, max_size=4))
     requests = [tensors(group, lengths=data.draw(st.booleans())) for group in groups]
     users = [batching.count_users(chain.external_inputs, request) for request in requests]
@@ -255,7 +255,7 @@ def test_a_stage_that_breaks_is_named(plain: Tiny) -> None:
 
 
 def test_only_who_searches_an_index_loads_faiss(plain: Tiny) -> None:
-    """In the layout ``staged`` each stage is a process, and FAISS costs it 0.2 s."""
+    """In the layout ``staged`` each stage is a process, and importing FAISS costs 0.2 s."""
     code = """
 import sys
 from pathlib import Path

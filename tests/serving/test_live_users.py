@@ -1,4 +1,4 @@
-"""Live values of users: what is written counts from the next request on, as if the request had sent it."""
+"""Live values of users: a write takes effect from the next request, as if the request had sent the values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def text(value: Any) -> Any:
 
 
 class Live:
-    """A chain over a store of its own, beside the same chain without one."""
+    """A chain with its own store, and the same chain without one."""
 
     def __init__(self, tiny: Tiny, folder: Path, chain: Chain) -> None:
         self.tiny, self.plain_chain = tiny, chain
@@ -59,7 +59,7 @@ class Live:
         return (self.plain_chain if plain else self.chain).run(arrays)[0]
 
     def sent(self, values: dict[str, Any]) -> dict[str, np.ndarray]:
-        """A request of one user that sends these values."""
+        """Return a one-user request that sends these values."""
         arrays: dict[str, np.ndarray] = {}
         if "age" in values:
             arrays["age"] = np.array([[values["age"]]], np.float64)
@@ -107,7 +107,7 @@ def test_what_is_written_is_what_a_request_could_have_sent(live: Live, data: st.
     user = data.draw(st.sampled_from(live.users))
     values = data.draw(values_of)
     had = data.draw(st.lists(st.integers(0, len(live.items) - 1), max_size=6, unique=True))
-    for line in list(live.store.export()):  # an earlier example's
+    for line in list(live.store.export()):  # left by an earlier example
         live.store.remove(line.user_id)
     if values:
         live.store.put(user, values)
@@ -120,7 +120,7 @@ def test_what_is_written_is_what_a_request_could_have_sent(live: Live, data: st.
         sent["history_item_ids"] = live.ids(history)[None]
         sent["history_item_ids__length"] = np.array([[len(history)]], np.int32)
     same(live.ask([user]), live.ask([user], plain=True, **sent))
-    # What the request itself sends still counts, and another user's answer is what it was.
+    # Values in the request still take precedence, and another user's answer is unchanged.
     other = next(one for one in live.users if one != user)
     batch = live.ask([other, user, live.nobody])
     same({name: array[:1] for name, array in batch.items()}, live.ask([other], plain=True))
@@ -167,7 +167,7 @@ def test_what_was_appended_is_explained_as_had(live: Live) -> None:
 def test_what_was_appended_may_come_again_after_some_days(live: Live) -> None:
     day_ms, today = 86_400_000, 20
     store = FeatureStore(live.release, live.store._kind, live.store._records, lambda: today * day_ms)
-    user = live.users[1]  # who had everything, one item a day, from day 1 on
+    user = live.users[1]  # consumed every item, one a day, from day 1 on
     place = {item: at for at, item in enumerate(live.tiny.history[1])}
     store.append(user, [live.items[live.tiny.history[1][2]]])
     store.append(live.nobody, [live.items[live.tiny.history[1][3]]])
@@ -176,7 +176,7 @@ def test_what_was_appended_may_come_again_after_some_days(live: Live) -> None:
     store.append(user, [live.items[live.tiny.history[1][5]]])
 
     def come(now_day: float, days: float | None = None) -> list[set[int]]:
-        """Of the first ten items of the user's history, the places of those that come."""
+        """Return which of the history's first ten items are retrieved, by position, for both users."""
         sent = {"now": np.full((2, 1), now_day * 86_400)}
         sent["include_item_ids"] = live.ids([live.items[row] for row in live.tiny.history[1][:10]] * 2)
         sent["include_item_ids"] = sent["include_item_ids"].reshape(2, 10)
@@ -193,7 +193,7 @@ def test_what_was_appended_may_come_again_after_some_days(live: Live) -> None:
     assert come(24, days=2) == [every - {4, 5}, every]
     assert come(24, days=18) == [{0, 1, 3}, every - {3}]
     assert come(24, days=0) == [every, every]
-    # The clock jumped back: what lies in the future counts as had now.
+    # The clock jumped back: items with a time in the future count as just consumed.
     assert come(2, days=1) == [{0}, every - {3}]
 
 
@@ -223,7 +223,7 @@ def test_what_a_store_no_longer_carries_is_in_a_bloom_filter(live: Live, tmp_pat
     assert come(live.users[0]) == set(live.items[4:])
     assert come(live.users[1]) == set(live.items) - set(live.items[32:35]), "what expires is in no filter"
     assert come(user, allow_seen=np.array([[True]])) == set(live.items)
-    # Repeated, exported and loaded, also twice: nothing else.
+    # Appending, exporting and loading again, even twice, changes nothing.
     store.append(user, had[:2])
     lines = [msgspec.json.encode(line) for line in store.export()]
     other = Embedded(path=str(tmp_path / "other"), history_most=3)
@@ -281,7 +281,7 @@ class Clock:
 
 
 def clocked(live: Live) -> tuple[Clock, FeatureStore]:
-    """A clock that the store and the stages go by."""
+    """Return a clock used by both the store and the stages."""
     clock = Clock()
     live.release.store._clock = clock
     records = live.release.open_records(live.release.store_kind)
@@ -299,14 +299,14 @@ def test_values_expire_and_no_jump_of_the_clock_loses_one(live: Live) -> None:
     store.append(user, [live.items[2]])
     written = live.ask([user])
     assert written["user_num"][0, 0] == 60
-    clock.ms -= 3_600_000_000  # back: what was written after that, later, still comes after it
+    clock.ms -= 3_600_000_000  # the clock jumps back, and later writes still win over earlier ones
     same(live.ask([user]), written)
     store.append(user, [live.items[3]])
     assert live.ask([user])["history_row"][0, :3].tolist() == [1, 2, 3]
     clock.ms += 3_600_000_000 + 5000
     assert store.get(user) == LiveUser({"age": 60.0, "occupation": "artist"}, live.items[2:4])
     assert live.ask([user])["history_row"][0, :2].tolist() == [2, 3]
-    clock.ms += 10**13  # far ahead, and back again: to read never removes anything, nor does another write
+    clock.ms += 10**13  # far ahead and back again: neither reads nor other writes remove anything
     assert live.ask([user])["user_num"][0, 0] == before["user_num"][0, 0]
     store.put(user, {"occupation": "пилот"})
     clock.ms -= 10**13 + 4999
@@ -372,7 +372,7 @@ def test_ids_and_times_of_another_type_are_refused(live: Live) -> None:
         lambda: live.store.append(user, [item], ttl_s=float("nan")),
         lambda: live.store.put(user, {"age": 3}, ttl_s=1e12),
         lambda: live.store.remove(user, ["aeg"]),
-        # Whoever has no id: what were written of him would be everybody's.
+        # Without an id, what one anonymous user writes would apply to all of them.
         lambda: live.store.put(live.anonymous, {"age": 3}),
         lambda: live.store.append(live.anonymous, [item]),
     ):
@@ -383,7 +383,7 @@ def test_ids_and_times_of_another_type_are_refused(live: Live) -> None:
 
 @ONE
 def test_the_columns_of_a_session_are_written_together(live: Live) -> None:
-    """A request that sends one column of a session sends the whole; so does a write."""
+    """A request that sends one column of a session sends all of them; a write must too."""
     live.store._session = {"age", "tags"}
     user = live.users[6]
     live.store.put(user, {"tags": [1, 2], "occupation": "artist"})
@@ -420,7 +420,7 @@ def test_releases_with_other_columns_share_a_store_unless_a_type_differs(live: L
     user, kind = live.users[0], live.release.store_kind
     first = FeatureStore.open(other_columns(live.tiny, COLUMNS[:1]), kind)
     first.put(user, {"age": 40})
-    # Opened before the columns were added, it learns of them from the first record that has them.
+    # This store was opened before the columns were added; it learns them from the first record that has them.
     assert live.ask([user])["user_num"][0, 0] == 40
     live.store.put(user, {"tags": [4]})
     assert live.ask([user])["user_list_tags"].tolist() == [[4, 0, 0]]
@@ -528,7 +528,7 @@ def test_a_release_without_a_store_says_how_to_get_one(tiny: Tiny) -> None:
 
 @ONE
 def test_a_folder_beside_releases_is_found_from_links_too(tiny: Tiny, tmp_path: Path) -> None:
-    """A server reads links to a release's files, from a folder of its own."""
+    """A server reads a release through links in a folder of its own."""
     mirror = tmp_path / "elsewhere" / "mirror"
     mirror.mkdir(parents=True)
     for name in ("manifest.json", "artefacts"):

@@ -1,4 +1,4 @@
-"""Whatever is masked, everybody gets the best of what is left, and as many as there are."""
+"""Masked search returns the best allowed items, and as many as exist, for every mask."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SPACE = Space(VECTORS, None, ITEMS)
 
 FACTORIES = ["Flat", "IVF32,Flat", "HNSW32", "SQ8", "IVF32,SQ8"]
 
-#: What one user has masked.
+#: The rows masked for one user.
 MASKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "nothing": lambda rng, user: np.zeros(0, np.int64),
     "seen": lambda rng, user: rng.choice(ITEMS, 200, replace=False),
@@ -54,7 +54,7 @@ def _no_catalogue_is_small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiercel_serving.sources.scan.SCAN_ITEMS", 0)
         patch.setattr("tiercel_serving.sources.scan.BLOCK_NUMBERS", 0)
-        # Nor are so many users scanned at once that a batch is not cut.
+        # A lower limit on scores per scan, so that batches are split.
         patch.setattr("tiercel_serving.sources.scan.SCAN_SCORES", 7 * ITEMS)
         yield
 
@@ -68,7 +68,7 @@ MADE: dict[str, Search] = {}
 
 
 def made(factory: str) -> Search:
-    """The search of an index that is thought to be cheap, so that it is asked and not scanned."""
+    """Return a search over an index with its costs set low, so that it asks the index and does not scan."""
     if factory not in MADE:
         built = build_index(
             VECTORS, QUERIES, factory=factory, parameters=None, candidates=COUNT, min_recall=0.99
@@ -87,7 +87,7 @@ def mask_of(masked: list[np.ndarray], items: int = ITEMS) -> Mask:
 
 
 def allowed_of(masked: list[np.ndarray]) -> Mask:
-    """The same as what alone may come: half of what is masked is no part of the set, the rest was had."""
+    """Return the same mask as an allowed set that lacks half of the masked rows; the rest are seen."""
     allowed = np.ones((len(masked), ITEMS + 1), np.bool_)
     for user, rows in enumerate(masked):
         allowed[user, rows[::2]] = False
@@ -103,7 +103,7 @@ def check(
     make: Callable[[list[np.ndarray]], Mask] = mask_of,
     asked: int = COUNT,
 ) -> float:
-    """Compare with exact search; return the mean share of the best allowed that was found."""
+    """Compare with exact search; return the mean share of the best allowed items found."""
     query = QUERIES[users]
     scores, rows = search.nearest(query, make(masked), asked)
     best, want = ExactSearch(SPACE).nearest(query, mask_of(masked), asked)
@@ -136,7 +136,7 @@ def test_each_case_alone_and_in_company(search: Search, case: str) -> None:
 def test_a_set_of_what_may_come_leaves_its_items_and_no_fewer(search: Search, share: float) -> None:
     rng = np.random.default_rng(3)
     masked = [rng.choice(ITEMS, ITEMS - round(share * ITEMS), replace=False) for _ in range(16)]
-    # Somebody without such a set is in the same batch.
+    # One user of the batch has no such restriction.
     masked[5] = MASKS["seen"](rng, 5)
     assert check(search, list(range(16)), masked, allowed_of) >= 0.99
     alone = search.nearest(QUERIES[:1], allowed_of(masked[:1]), COUNT)
@@ -176,7 +176,7 @@ def test_any_company(
     drawn: list[tuple[int, str]],
     seed: int,
 ) -> None:
-    """Index types, what users had or what rules leave them, k, and batches of users of every kind."""
+    """Compare over index types, kinds of masks, k, and batches that mix all kinds of users."""
     rng = np.random.default_rng(seed)
     users = [user for user, _ in drawn]
     check(made(factory), users, [MASKS[case](rng, user) for user, case in drawn], make, asked)
@@ -196,7 +196,7 @@ def test_ties_are_cut_by_row() -> None:
 @pytest.mark.parametrize("items", [1, 3, 40, 170])
 @pytest.mark.parametrize("factory", ["IVF8,Flat", "HNSW8", "SQ8"])
 def test_a_catalogue_smaller_than_what_is_asked_for(factory: str, items: int) -> None:
-    """An index that reads few of its lists says that it has no more; there are more."""
+    """An index that probes few of its lists returns too few items; the search must find the rest."""
     factory = factory if items >= 8 else factory.replace("IVF8", "IVF1")
     vectors = VECTORS[:items]
     space = Space(vectors, None, items)
@@ -236,7 +236,7 @@ def source(place: Path, factory: str, allowed: np.ndarray | None, **form: Any) -
 def test_a_rule_leaves_its_items_and_no_fewer(
     factory: str, share: float, by_index: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So few are scanned, and so are those that a rule leaves of a small catalogue.
+    # Few allowed items are scanned, as is the allowed part of a small catalogue.
     monkeypatch.setattr(index_kind, "EXACT_ITEMS", 0 if by_index else 32_768)
     allowed = np.zeros(ITEMS, np.bool_)
     allowed[np.random.default_rng(5).permutation(ITEMS)[: int(share * ITEMS + 0.5)]] = True
@@ -283,7 +283,7 @@ def test_parameters_are_checked_and_left_aside_where_a_rule_leaves_few_items() -
             Index("near", factory="IVF32,Flat", parameters={name: value}).make(few)
 
 
-# -------------------------------------------------------------------------------------------------- as served
+# ----------------------------------------------------------------------------------------- as served
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +306,7 @@ def best(tiny: Tiny, query: np.ndarray, hidden: set[int]) -> list[int]:
 
 def test_paging_by_excluding_what_was_shown(served: tuple[Tiny, Chain]) -> None:
     tiny, chain = served
-    # Of the users with little seen, one has seen nothing at all.
+    # Among the users who have seen little, one has seen nothing.
     users = sorted(range(70), key=lambda user: len(tiny.seen[user]))[:8]
     shown = np.zeros((8, 0), np.int64)
     for page in range(5):
@@ -326,7 +326,7 @@ def test_paging_by_excluding_what_was_shown(served: tuple[Tiny, Chain]) -> None:
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat", "IVF16,PQ2x4", "HNSW16", "SQ8"])
 def test_paging_to_the_end_of_the_catalogue(factory: str, tmp_path: Path) -> None:
-    """Every page is full until nothing is left, for users of every kind in one batch."""
+    """Every page is full until no items are left, for users of every kind in one batch."""
     items, page, changes = 260, 40, {"candidates": 60, "kept": 40, "k_default": 40, "k_max": 40}
     tiny = make_tiny(
         tmp_path / "release",
@@ -336,7 +336,7 @@ def test_paging_to_the_end_of_the_catalogue(factory: str, tmp_path: Path) -> Non
         settings={**changes, "max_excluded": items},
     )
     chain = Chain.open(tiny.release)
-    # Of those that are known one has had nothing and one everything; two are not known.
+    # Of the known users, one has seen nothing and one everything; two users are unknown.
     users = np.array([*tiny.user_ids[:6], 5, 8])[:, None]
     seen = [*tiny.seen[:6], set[int](), set[int]()]
     shown: list[list[int]] = [[] for _ in seen]
@@ -358,7 +358,7 @@ def test_paging_to_the_end_of_the_catalogue(factory: str, tmp_path: Path) -> Non
 
 def test_sixty_four_heavy_users_in_one_batch(served: tuple[Tiny, Chain]) -> None:
     tiny, chain = served
-    # The heaviest has seen the whole catalogue; some have fewer than k left.
+    # The user with the longest history has seen the whole catalogue; some have fewer than k items left.
     users = sorted(range(70), key=lambda user: -len(tiny.seen[user]))[:64]
     assert len(tiny.seen[users[0]]) == 2500
     out, _ = chain.run({"user_id": np.array([[tiny.user_ids[user]] for user in users])})

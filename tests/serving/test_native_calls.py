@@ -6,7 +6,7 @@ from native_build import open_compiled, run_sanitized
 
 
 def refused_calls(functions):
-    """Call with what is no array in one piece, no number, or too much: each is refused, none stays held."""
+    """Pass non-contiguous arrays, wrong types and wrong counts: each is refused, and no buffer stays held."""
     cells, places = bytearray(8), np.array([1, 5])
     assert functions.mark(cells, 8, places, 2) == 0
     assert bytes(cells) == b"\0\1\0\0\0\1\0\0"
@@ -22,7 +22,7 @@ def refused_calls(functions):
         functions.run_loops(1, 0, 1, None, [cells], None)
     with pytest.raises(TypeError):
         functions.run_loops(1, 0, 2, None, (cells, 7), None)
-    cells.append(0)  # which it refuses as long as somebody holds its memory
+    cells.append(0)  # raises BufferError while anything holds its memory
 
 
 def test_what_does_not_fit_is_refused():

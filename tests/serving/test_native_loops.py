@@ -1,4 +1,4 @@
-"""Small models as loops: every operator equals ONNX Runtime's, what is not understood stays with that."""
+"""Small models as native loops: each operator equals ONNX Runtime's, which runs unsupported graphs."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ INPUTS = {
 
 
 def node(operator: str, inputs: str, output: str = "out", **attributes: Any) -> onnx.NodeProto:
-    """Return a node; inputs are names apart by spaces, and ``-`` is none."""
+    """Return a node; ``inputs`` are names separated by spaces, and ``-`` stands for an absent input."""
     names = ["" if name == "-" else name for name in inputs.split()]
     return helper.make_node(operator, names, output.split(), name=f"{operator}_{output}", **attributes)
 
 
 def ints(*values: int) -> Array:
-    """Return axes, sizes or places."""
+    """Return axes, sizes or indices as int64."""
     return np.array(values, np.int64)
 
 
 def model(
     nodes: Sequence[onnx.NodeProto], constants: dict[str, Any], shape: Sequence[int]
 ) -> onnx.ModelProto:
-    """Return a graph over those of the inputs that it reads, with one output ``[B, …]``."""
+    """Return a graph with one output ``[B, …]``, whose inputs are those that its nodes read."""
     read = {name for one in nodes for name in one.input}
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["B", *dims])
@@ -64,7 +64,7 @@ def model(
 
 
 def batch(users: int) -> dict[str, Array]:
-    """Return every input, with a NaN, infinities and the ends of the table among them."""
+    """Return every input, including a NaN, infinities and the smallest and largest table rows."""
     arrays: dict[str, Array] = {}
     for name, (dtype, dims) in INPUTS.items():
         shape = (users, *dims)
@@ -76,7 +76,7 @@ def batch(users: int) -> dict[str, Array]:
 
 
 def cast(to: int = TensorProto.FLOAT) -> onnx.NodeProto:
-    """Return the cast of what came before."""
+    """Return a cast of the tensor ``made`` to a type, float32 by default."""
     return node("Cast", "made", to=to)
 
 
@@ -221,7 +221,7 @@ GRAPHS: dict[str, list[tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ..
 
 
 def opened(made: onnx.ModelProto, folder: Path, monkeypatch: pytest.MonkeyPatch) -> LoopsEngine:
-    """Lower a graph, and open it over functions that are built of these sources."""
+    """Lower a graph, and open it with freshly compiled functions."""
     monkeypatch.setattr("tiercel_serving.engines.loops.library", open_compiled)
     save_onnx(made, folder / Onnx.file)
     assert lower(folder / Onnx.file) == ""
@@ -257,7 +257,7 @@ def test_weights_that_lie_beside_the_graph_are_read(tmp_path: Path, monkeypatch:
     assert np.array_equal(loops.run(arrays)["out"], table[arrays["ids"]])
 
 
-#: Graphs that stay ONNX Runtime's, and what is said of them.
+#: Graphs that are not lowered, by the reason that is given.
 REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...]]] = {
     "the operator Softplus": ([node("Softplus", "x")], {}, SAME),
     "arithmetic with whole numbers": ([node("Add", "ids ids", "made"), cast()], {}, (4, 3)),
@@ -326,7 +326,7 @@ def test_tensors_need_not_lie_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     assert np.array_equal(loops.run({**arrays, "y": turned})["out"], loops.run(arrays)["out"], equal_nan=True)
 
 
-#: What somebody might change in a list: of the first loop, the place of a number and the number.
+#: Changes to the first loop of a lowered model: index of a number, and its new value.
 CHANGED = {
     "no such kind": (0, 99),
     "a size": (5, 31),

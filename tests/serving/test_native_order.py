@@ -1,4 +1,4 @@
-"""``native/order.c`` and ``native/chance.c`` do what NumPy does, to the bit."""
+"""``native/order.c`` and ``native/chance.c`` equal NumPy to the bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def functions() -> Any:
 
 
 def batch(seed: int, users: int, width: int) -> tuple[Any, Any, dict[str, Any]]:
-    """Scores with ties, both zeros, infinities and neighbours; every row once, so that there is one order."""
+    """Return scores with ties, both zeros, infinities and adjacent floats; distinct rows fix the order."""
     rng = np.random.default_rng(seed)
     odd = np.array(
         [0.0, -0.0, 1.0, np.nextafter(np.float32(1), 0), -1.5, np.inf, -np.inf, 1e-45, -3.4028235e38]
@@ -46,7 +46,7 @@ def batch(seed: int, users: int, width: int) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def everything(scores: Any, rows: Any, arrays: dict[str, Any]) -> list[Any]:
-    """Return all that the functions are used for."""
+    """Return the results of every function under test."""
     line, users = Line.of(scores, arrays), len(scores)
     some = np.sort(rows % max(scores.shape[1], 1), axis=1)[:, :1]
     nothing = np.full((users, 2), scores.shape[1])
@@ -60,7 +60,7 @@ def everything(scores: Any, rows: Any, arrays: dict[str, Any]) -> list[Any]:
         line.placed(np.concatenate([some, nothing], axis=1)),
         line.placed(nothing),
     ]
-    # Rows that all users share, fewer than are wanted, and none but masked ones.
+    # Rows shared by all users: fewer than requested, and some users with all rows masked.
     masked = np.random.default_rng(users).random((users, ITEMS + 1)) < 0.3
     masked[:1] |= scores.shape[1] % 3 == 0
     for count in (1, 2, scores.shape[1], scores.shape[1] + 2):
@@ -86,7 +86,7 @@ def test_the_same_order_and_the_same_numbers(functions, seed, users, width):
             found.append(everything(scores, rows, arrays))
     for by_functions, by_numpy in zip(*found, strict=True):
         assert by_functions.dtype == by_numpy.dtype
-        # NaN is what a draw without a seed gives.
+        # bytes, because a draw without a seed gives NaN
         assert by_functions.tobytes() == by_numpy.tobytes()
 
 

@@ -1,4 +1,4 @@
-"""``native/placing.c`` places what NumPy places."""
+"""``native/placing.c`` places candidates as NumPy does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def functions() -> Any:
 
 
 def columns(rng: np.random.Generator, dimension: int) -> dict[str, Column]:
-    """Vectors of which some are equal and some zeros; values of which some items have none."""
+    """Return vectors, some equal and some zero, and values that some items lack."""
     vectors = rng.normal(size=(ITEMS, dimension)).astype(np.float32)
     vectors[rng.random(ITEMS) < 0.1] = 0
     vectors[rng.integers(0, ITEMS, 6)] = vectors[0]
@@ -46,7 +46,7 @@ def columns(rng: np.random.Generator, dimension: int) -> dict[str, Column]:
 
 
 def batch(rng: np.random.Generator, users: int, width: int, k: int | None) -> tuple[Any, dict[str, Any]]:
-    """Scores of which some are equal, and some candidates without any."""
+    """Return scores, some of them equal, and some candidates without a score."""
     scores = rng.random((users, width)).astype(np.float32)
     scores[:, ::3] = np.float32(0.25)
     scores[rng.random(scores.shape) < 0.1] = -np.inf
@@ -79,7 +79,7 @@ STEPS = {
     seed=st.integers(0, 2**32),
     users=st.integers(1, 3),
     width=st.integers(1, 40),
-    # Of fewer dimensions a window takes all, and what is left is rounding.
+    # With fewer dimensions a window spans the whole space, and only rounding remains.
     dimension=st.sampled_from([8, 16, 37]),
     k=st.one_of(st.none(), st.integers(1, 60)),
 )
@@ -93,7 +93,7 @@ def test_the_same_is_placed(functions, name, seed, users, width, dimension, k):
         by_functions = step.apply(scores, arrays)
         patch.setattr(native, "library", lambda: None)
         expected = step.apply(scores, arrays)
-    # Only so much of the line is filled as is seen; what comes behind it is in the order of the scores.
+    # Only the first k places are compared; the places after them are in score order.
     for found, wanted in zip(by_functions, expected, strict=True):
         assert (found is None) == (wanted is None)
     for user in range(users):
@@ -101,13 +101,13 @@ def test_the_same_is_placed(functions, name, seed, users, width, dimension, k):
             a is None or np.array_equal(a[user], b[user]) for a, b in zip(by_functions, expected, strict=True)
         ):
             continue
-        # float32 is rounded otherwise: gains that nearly tie may come in either order, and nothing else.
+        # C and NumPy round float32 differently: only gains that nearly tie may swap.
         for placed in (by_functions[0], expected[0]):
             check_against_reference(STEPS[name], made, scores, arrays, placed, user, k or width)
 
 
 def check_against_reference(kind, made, scores, arrays, placed, user, seen):
-    """Hold a user's first places against the plain reference, which goes by them where gains nearly tie."""
+    """Check a user's first places with the plain reference, which accepts the served order for near ties."""
     item_of, rows = plain_items(made), arrays["kept_row"][user]
     served = in_order(placed[user], rows)
     told = {name: array[user] for name, array in arrays.items()}
@@ -120,7 +120,7 @@ def check_against_reference(kind, made, scores, arrays, placed, user, seen):
 
 
 def in_order(scores, rows):
-    """Return the rows as they are served, best first."""
+    """Return the rows in served order, best first."""
     return rows[np.lexsort((rows, -scores))]
 
 

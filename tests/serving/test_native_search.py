@@ -1,4 +1,4 @@
-"""Inner products in C: the bits of NumPy's, whatever is asked for beside them."""
+"""Inner products in C have the bits of NumPy's, independently of the rest of the batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ITEMS, USERS = 60, 3
 
 @pytest.fixture(autouse=True)
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use functions that are built of these sources."""
+    """Use functions compiled from the current sources."""
     monkeypatch.setattr(search, "library", open_compiled)
     remembered = search.functions
     remembered.cache_clear()
@@ -28,7 +28,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def drawn(size: int) -> tuple[Any, Any, Any]:
-    """Return vectors, queries and positions, of which one is none."""
+    """Return vectors, queries and positions, one of which is past the last vector."""
     random = np.random.default_rng(size)
     positions = random.integers(0, ITEMS, (USERS, 13))
     positions[1, 5] = ITEMS
@@ -62,7 +62,7 @@ def test_the_nan_of_a_broken_model_is_nothing() -> None:
 
 
 def both(count: int, monkeypatch: pytest.MonkeyPatch, rows: Any = None) -> list[tuple[Any, Any]]:
-    """Return what an exact search finds in C, and in NumPy."""
+    """Return the results of an exact search in C and in NumPy."""
     vectors, query, _ = drawn(24)
     mask = make_mask(USERS, ITEMS, np.array([3, 4, 9, 50]), np.array([2, 0, 2]))
     found = []

@@ -1,4 +1,4 @@
-"""``native/texts.c`` and ``marks.c`` find and mark what NumPy does, to the bit; without it NumPy does."""
+"""``native/texts.c`` and ``marks.c`` equal NumPy to the bit; without them NumPy is used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def objects(items: list[bytes]) -> np.ndarray:
 
 
 def both(arrays: dict[str, np.ndarray], functions: Any, texts: Strings) -> tuple[np.ndarray, np.ndarray]:
-    """Look up by the functions and by NumPy."""
+    """Look up with the C functions and with NumPy."""
     lookup = open_lookup(arrays)
     parts = (arrays["records"], arrays["displacements"], arrays["columns"])
     lookup._native = native_texts.NativeTexts(functions, *parts)

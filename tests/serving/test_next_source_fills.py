@@ -1,4 +1,4 @@
-"""What one source leaves empty, since it breaks or has no more, the next ones fill."""
+"""Places that one source leaves empty, by failing or running out of items, are filled by the next ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = ServingSettings(
 
 
 class Listed:
-    """Gives items in its order, without scoring any."""
+    """Returns items in its order, and cannot score given ones."""
 
     def __init__(self, *rows: int, broken: bool = False) -> None:
         self.rows, self.broken, self.asked = rows, broken, list[int]()
@@ -48,7 +48,7 @@ def ask(*sources: Listed, strict: bool = False) -> tuple[list[tuple[int, int]], 
 
 def test_a_source_that_runs_dry_is_filled_by_the_next_that_has_more() -> None:
     found, _ = ask(Listed(0), Listed(*range(1, 19)), Listed(*range(19, -1, -1)))
-    # Of six, one has one of two, the second its three and what is missing, the fallback its one.
+    # Of six places, the first source fills one of its two, the second its three and one more.
     assert found == [(0, 1), (1, 2), (2, 2), (3, 2), (4, 2), (19, 3)]
 
 
@@ -56,14 +56,14 @@ def test_the_fallback_is_the_last_to_fill() -> None:
     dry = Listed(1)
     found, _ = ask(Listed(0, *range(10, 14)), dry, Listed(19, 18, 17))
     assert found == [(0, 1), (10, 1), (11, 1), (12, 1), (1, 2), (19, 3)]
-    assert dry.asked == [3]  # who had no more is not asked again
+    assert dry.asked == [3]  # a source that has run out is not asked again
 
 
 def test_a_source_that_breaks_is_counted_and_filled() -> None:
     found, failures = ask(Listed(broken=True), Listed(*range(1, 19)), Listed(*range(19, -1, -1)))
     assert found == [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (19, 3)]
     assert failures == {"a": 1}
-    # With a fallback that breaks besides there is still one that answers.
+    # If the fallback fails too, one source is left to answer.
     found, failures = ask(Listed(broken=True), Listed(*range(1, 19)), Listed(broken=True))
     assert [row for row, _ in found] == [1, 2, 3, 4, 5, 6]
     assert failures == {"a": 1, "popular": 1}

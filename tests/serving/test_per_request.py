@@ -1,4 +1,4 @@
-"""Numbers of reorder steps that requests set: how they travel, what holds without them, what is refused."""
+"""Numbers of reorder steps that requests set: how they travel, their defaults, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""TensorRT without a GPU: what a plan is bound to, the runner against doubles of CUDA and TensorRT.
+"""TensorRT without a GPU: plan metadata, and the runner against stand-ins for CUDA and TensorRT.
 
-The double of TensorRT computes what the ONNX file says, so that what is tried is our own: shapes, copies,
-buffers, profiles, and every refusal of a bad machine.
+The stand-in for TensorRT computes the ONNX file, so what is tested is our own code: shapes, copies,
+buffers, profiles, and every refusal of an unsuitable machine.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tiercel_serving.errors import (
 )
 
 MOST = 4
-#: Addresses of the doubles' device memory, and what lies there.
+#: Address in the simulated device memory → its contents.
 Memory = dict[int, Any]
 
 
@@ -111,7 +111,7 @@ class Cuda:
 
 
 class TensorRT:
-    """TensorRT's runtime, whose plans are ONNX files."""
+    """TensorRT's runtime, with ONNX files as plans."""
 
     __version__ = "10.14.1"
     TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
@@ -196,7 +196,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A plan as ``build-engines`` leaves it on such a machine."""
+    """Return a plan as ``build-engines`` writes it on this machine."""
     network, plan = tmp_path / "model.onnx", tmp_path / "model.plan"
     write_onnx(network)
     digest = network_sha256(network)
@@ -217,7 +217,7 @@ def test_the_runner_copies_only_the_rows_there_are(file: Path, cuda: Cuda) -> No
     assert (engine.inputs, engine.outputs, engine.max_batch) == (("numbers", "places"), ("shifted",), MOST)
     rng = np.random.default_rng(0)
     for size in (3, 1, MOST):
-        numbers = rng.normal(size=(size, 6)).astype(np.float32)[:, ::2]  # strided: no engine reads it so
+        numbers = rng.normal(size=(size, 6)).astype(np.float32)[:, ::2]  # strided: engines cannot read it
         places = rng.integers(0, 9, (size, 1))
         out = engine.run({"numbers": numbers, "places": places, "more": numbers})
         np.testing.assert_allclose(out["shifted"], numbers @ WEIGHTS + places, rtol=1e-5)
@@ -225,7 +225,7 @@ def test_the_runner_copies_only_the_rows_there_are(file: Path, cuda: Cuda) -> No
     first = engine.run({"numbers": numbers, "places": places})["shifted"]
     kept = first.copy()
     engine.run({"numbers": numbers + 1, "places": places})
-    np.testing.assert_array_equal(first, kept)  # an answer is nobody else's buffer
+    np.testing.assert_array_equal(first, kept)  # a later run does not overwrite an answer
     engine.close()
     assert cuda.memory == {}
 
@@ -242,7 +242,7 @@ def test_it_reads_and_writes_tensors_where_they_are(file: Path, cuda: Cuda) -> N
         assert list(out) == ["shifted"]
         np.testing.assert_allclose(out["shifted"], numbers @ WEIGHTS + places, rtol=1e-5)
     assert cuda.copies == 0
-    # The engine's own buffers are its own again.
+    # A run with host arrays uses the engine's own buffers again.
     arrays = {"numbers": numbers.numpy(), "places": places.numpy()}
     np.testing.assert_allclose(engine.run(arrays)["shifted"], out["shifted"])
     with pytest.raises(InvalidRequest, match="a batch of 5"):
@@ -272,7 +272,7 @@ def other_flavour(file: Path, cuda: Cuda) -> None:
     changed(file, library="tensorrt_rtx")
 
 
-#: What is wrong → how it comes to be, and the words for it.
+#: Mismatch → how to provoke it, the error, and words of its message.
 MISFITS: dict[str, tuple[Any, type[Exception], str]] = {
     "another GPU": (
         lambda file, cuda: setattr(cuda, "name", "NVIDIA A10"),
@@ -348,7 +348,7 @@ def test_the_real_bindings_find_no_gpu_here() -> None:
         find_device(runtime)
 
 
-#: A driver that says its version alone: what CUDA's runtime asks of it before anything else.
+#: A driver that only reports its version, which CUDA's runtime asks for first.
 OLD_DRIVER = """
 #include <string.h>
 int cuDriverGetVersion(int *version) { *version = 11040; return 0; }
@@ -408,7 +408,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_library_that_is_missing_or_of_another_version(
     modules: dict[str, Any], version: str | None, words: str
 ) -> None:
-    # Type stubs alone make an empty module of that name.
+    # With only type stubs installed, the module imports but is empty.
     modules["tensorrt"] = (
         SimpleNamespace() if version is None else SimpleNamespace(Builder=1, __version__=version)
     )
@@ -430,7 +430,7 @@ def test_a_gpu_without_products_in_fp8(
     words = r"FP8, which GPUs of compute capability 8\.9 .* this GPU is NVIDIA A10 .*--engine tensorrt.*-int8"
     with pytest.raises(EngineMismatch, match=words):
         ENGINES.find(row).open(file, ("shifted",), threads=1)
-    if row == "tensorrt-fp8":  # the other's are built without a GPU
+    if row == "tensorrt-fp8":  # the others were built without a GPU
         monkeypatch.setattr(kinds, "load", lambda flavour: TensorRT)
         with pytest.raises(EngineMismatch, match=words):
             kinds.TensorRTFP8.build(file.parent)

@@ -1,4 +1,4 @@
-"""Redis and Valkey, on a real server: one round trip a batch, and answers whatever the store does."""
+"""Redis and Valkey on a real server: one round trip per batch, and answers even when the store fails."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _prefixes = (f"test {number}" for number in itertools.count())
 
 
 class Wire:
-    """A wire to a server, which counts round trips, and can be slow or cut.
+    """A TCP proxy to a server, which counts round trips, and can delay or cut connections.
 
-    How items changed is asked for in the background, by no request: that is not counted.
+    The background query for changed items belongs to no request and is not counted.
     """
 
     def __init__(self, port: int) -> None:
@@ -56,9 +56,9 @@ class Wire:
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def cut(self) -> None:
-        """Refuse connections, and break those that are."""
+        """Refuse new connections and break the existing ones."""
         assert self._listener is not None
-        # To close it does not wake who waits for a connection.
+        # close() alone does not wake a thread that is blocked in accept().
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for one in itertools.chain.from_iterable(self._pairs):
@@ -83,7 +83,7 @@ class Wire:
 
     def _carry(self, near: socket.socket, far: socket.socket) -> None:
         asking = False
-        # select() knows no descriptor above 1,023, which a process of many tests has.
+        # select() fails above descriptor 1,023, which a long test process reaches.
         ready = select.poll()
         sides = {one.fileno(): one for one in (near, far)}
         for descriptor in sides:
@@ -118,11 +118,11 @@ def wire(valkey: StoreServer) -> Iterator[Wire]:
 
 
 class Live:
-    """A chain over a store behind a wire, and a writer that has a way of its own."""
+    """A chain over a store behind a proxy, and a writer with a direct connection."""
 
     def __init__(self, tiny: Tiny, wire: Wire, server: StoreServer, **settings: Any) -> None:
         self.tiny, prefix = tiny, next(_prefixes)
-        # Pauses of a busy machine must not look like a store that is gone, where it is not meant to be.
+        # A busy machine may pause; unless a test wants that, it must not look like a lost store.
         self.kind = Redis(
             **{"url": wire.url, "prefix": prefix, "timeout_ms": 3000.0, "retry_s": 0.02, **settings}
         )
@@ -136,7 +136,7 @@ class Live:
         self.chain = Chain.open(self.release)
 
     def is_live(self) -> bool:
-        """Whether what was appended counts; any error passes."""
+        """Return whether the appended item takes effect; errors are raised."""
         out, _ = self.chain.run({"user_id": np.array([[self.user]])})
         appended = 0 in out["history_row"]
         assert appended == (self.item not in out["item_id"]) or not appended
@@ -155,14 +155,14 @@ class Live:
 @pytest.mark.parametrize("variant", ["plain", "asking rules"], indirect=True)
 def test_a_batch_is_one_round_trip_in_either_layout(tiny: Tiny, wire: Wire, valkey: StoreServer) -> None:
     live = Live(tiny, wire, valkey)
-    live.store.put(tiny.user_ids[2], {"age": 33})  # which rules read
+    live.store.put(tiny.user_ids[2], {"age": 33})  # a column that rules read
     batch = {"user_id": np.array(tiny.user_ids)[:, None]}
     live.chain.run(batch)
     for _ in range(3):
         before = wire.round_trips
         live.chain.run({name: array.copy() for name, array in batch.items()})
         assert wire.round_trips == before + 1
-    # In the other layout each stage has a process, and a release, of its own.
+    # In the staged layout each stage has its own process and opens the release itself.
     stages = [
         Chain.open(Release(live.release.path, live.release.manifest, live.kind), [name])
         for name in live.release.stages
@@ -188,7 +188,7 @@ def test_a_slow_store_costs_one_deadline_and_comes_back(plain: Tiny, wire: Wire,
         asked = time.perf_counter()
         assert not live.is_live()
         waits.append(time.perf_counter() - asked)
-    # The first waits for its deadline, and none after it for anything; a busy machine may pause us.
+    # Only the first request waits for its deadline; the median allows for pauses of a busy machine.
     assert np.median(waits) < 0.05
     assert live.fallbacks() == len(waits) > 1
     wire.delay_s = 0.0
@@ -199,11 +199,11 @@ def test_a_slow_store_costs_one_deadline_and_comes_back(plain: Tiny, wire: Wire,
 
 
 class LateEvent(threading.Event):
-    """What a waiter sees whose deadline is over as the work ends: it was not done in time, then it was."""
+    """An event for a deadline that passes just as the work ends: ``wait`` reports a timeout."""
 
     def wait(self, timeout: float | None = None) -> bool:
         super().wait(timeout)
-        time.sleep(0.1)  # the worker waits for the next work by now
+        time.sleep(0.1)  # by now the worker waits for the next work
         return False
 
 
@@ -227,7 +227,7 @@ def test_an_answer_at_the_very_deadline_does_not_end_the_store(monkeypatch: pyte
         except StoreUnavailable:
             assert time.monotonic() < until, "it is never asked again"
             time.sleep(0.005)
-    # What woke the worker was no question to the store.
+    # Waking the worker sent no extra query to the store.
     assert asked == [[b"a"], [b"b"]]
 
 
@@ -271,7 +271,7 @@ def test_a_store_that_is_gone_comes_back(plain: Tiny, wire: Wire, valkey: StoreS
 def test_a_store_that_nobody_holds_any_more_is_not_asked_whether_it_is_back(
     plain: Tiny, wire: Wire, valkey: StoreServer
 ) -> None:
-    """A model may be unloaded while its store is gone: nothing of it stays."""
+    """A model may be unloaded while its store is down: no thread stays behind."""
     before = set(threading.enumerate())
     live = Live(plain, wire, valkey)
     wire.cut()
@@ -300,7 +300,7 @@ def test_a_server_may_start_before_its_store(plain: Tiny, wire: Wire, valkey: St
 
 
 def test_under_load_the_store_is_stopped_and_started_again(plain: Tiny, tmp_path: Path) -> None:
-    """A real server, killed and started again on its data; every request meanwhile is answered."""
+    """Stop a real server and start it on its data again; every request meanwhile is answered."""
     failures: list[BaseException] = []
     over = threading.Event()
     try:
@@ -348,7 +348,7 @@ def test_a_damaged_record_is_counted_and_can_be_removed(plain: Tiny, wire: Wire,
     records.change([(key, lambda record: record[:-1] + b"!")])
     assert not live.is_live()
     assert (live.fallbacks(DAMAGED), live.fallbacks(UNAVAILABLE)) == (1, 0)
-    live.store.check()  # all that a server asks for at its start
+    live.store.check()  # a server makes the same check when it starts
     append = partial(live.store.append, live.user, [live.item])
     for call in (partial(live.store.get, live.user), append, live.store.check_users):
         with pytest.raises(StoreDamaged, match="its checksum differs"):
@@ -382,10 +382,10 @@ def server_of(tmp_path: Path) -> Iterator[Callable[..., StoreServer]]:
 
 
 def test_a_cluster(plain: Tiny, tmp_path: Path, server_of: Callable[..., StoreServer]) -> None:
-    """Keys of a batch lie in many slots: no command may speak of two of them."""
+    """The keys of a batch are in many slots, so no command may name two of them."""
     import redis
 
-    # Of itself the second is the first + 10,000, which may be none; one after the other they may be one.
+    # The default bus port is the first + 10,000, which may not exist; ports taken in sequence may be equal.
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         port, bus = one.getsockname()[1], other.getsockname()[1]
     kind = Redis(url=f"redis://127.0.0.1:{port}", cluster=True, timeout_ms=5000.0, retry_s=0.02)
@@ -397,7 +397,7 @@ def test_a_cluster(plain: Tiny, tmp_path: Path, server_of: Callable[..., StoreSe
         client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
         while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
             time.sleep(0.02)
-    # It was away when it was opened, and is asked again until it is there.
+    # The server was down when the store was opened, and the store keeps asking until it is up.
     until, found = time.monotonic() + 20, None
     while found is None:
         assert time.monotonic() < until, "it is never asked again"

@@ -1,4 +1,4 @@
-"""New weights in a built plan, against the doubles of CUDA and TensorRT of ``test_plans``."""
+"""New weights in a built plan, with the stand-ins for CUDA and TensorRT of ``test_plans``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INPUTS, OUTPUTS = {"numbers": "float32", "places": "int64"}, ("product", "shifte
 
 
 class Deserialised(test_plans.Deserialised):
-    """A plan of the double: an ONNX file, whose weights can be given anew."""
+    """A plan of the stand-in: an ONNX file whose weights can be replaced."""
 
     def __init__(self, plan: bytes) -> None:
         super().__init__(plan)
@@ -67,7 +67,7 @@ class TensorRT(test_plans.TensorRT):
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What :func:`build_plan` was asked for, by whether refittable; it is a double too."""
+    """Replace :func:`build_plan`; return a list that gets ``refittable`` of each call."""
     asked: list[bool] = []
 
     def build_plan(trt: Any, flavour: Any, folder: Path, *rest: Any, refittable: bool = False) -> Plan:
@@ -81,7 +81,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def artefact(folder: Path, factor: float = 1.0, structure: str = "one") -> Path:
-    """A graph as an export leaves it, its weights times a factor."""
+    """Write a graph as an export does, with its weights multiplied by a factor."""
     folder.mkdir()
     write_onnx(folder / "model.onnx")
     model = onnx.load(str(folder / "model.onnx"))
@@ -115,7 +115,7 @@ def other_device(old: Path) -> None:
     msgspec.structs.replace(bound, device="NVIDIA A10 (compute capability 8.6)").write(old / "model.plan")
 
 
-#: What keeps an old plan from being refitted → how it comes to be, and the words for it.
+#: What prevents a refit → how to provoke it, and words of the message.
 UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "built for good": (
         lambda old: msgspec.structs.replace(Bound.read(old / "model.plan"), refittable=False).write(

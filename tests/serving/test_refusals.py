@@ -1,4 +1,4 @@
-"""What a stage or the adapter's edge refuses, and that it says why."""
+"""Requests and settings that a stage or the adapter refuses, each with a reason."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_an_array_that_is_not_as_its_header_says(release_copy: Path) -> None:
         Chain.open(release_copy)
 
 
-#: Names that some file system does not take, or takes for another's.
+#: Names that some file systems reject, or confuse with others.
 NAMES = st.text(min_size=1) | st.sampled_from(
     [
         "a/b",

@@ -1,4 +1,4 @@
-"""The contract of a reorder step, held by every row of ``REORDER``, and all steps as one."""
+"""The contract of a reorder step, for every row of ``REORDER``, and of all steps together."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ COLUMNS: dict[str, Column] = {
     "year": column([None if row % 5 == 4 else 1990 + row for row in range(ITEMS)] + [None], np.int64),
     "genres": list_column([None, [b"x"], [b"y", b"x"], []] * 5 + [None], np.object_),
     "vector": list_column(
-        # Whole lengths and angles, so that ties are ties in any arithmetic; two items have none.
+        # Whole lengths and angles, so that ties are exact in any arithmetic; two items have no vector.
         [[[2.0, 0, 0, 0], [0, 0, -1.0, 0], [1.0, 1, 1, 1], [0.0] * 4, None][row % 5] for row in range(ITEMS)]
         + [None],
         np.float32,
@@ -55,7 +55,7 @@ COLUMNS: dict[str, Column] = {
 }
 TASKS = 2
 
-#: Kind → some of its settings, for a ranker of two tasks and the columns above.
+#: Kind → examples of its settings, for a ranker of two tasks and the columns above.
 EXAMPLES: dict[str, list[Any]] = {
     "freshness": [Freshness("year", 3.0), Freshness("year", 2.5, PerRequest("w", 0.5, 0.0, 2.0), 1997.0)],
     "popularity_correction": [
@@ -110,7 +110,7 @@ def batches(draw: st.DrawFn) -> Batch:
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     rows = np.stack([rng.permutation(ITEMS)[:kept] for _ in range(users)])
     real = np.arange(kept) < rng.integers(0, kept + 1, users)[:, None]
-    # Few distinct numbers, so that scores tie; a broken model says NaN.
+    # Few distinct numbers, so that scores tie, and NaN, as a broken model gives.
     numbers = [-1.5, 0, 0.1, 3, np.nan, *draw(st.sampled_from([[], [np.inf, -np.inf]]))]
     tasks = rng.choice(np.array(numbers, np.float32), (users, kept, TASKS))
     scores = rng.choice(np.array([0.25, 0.5, 1], np.float32), (users, kept))
@@ -119,7 +119,7 @@ def batches(draw: st.DrawFn) -> Batch:
             "kept_row": np.where(real, rows, ITEMS),
             "kept_score": np.where(real, scores, np.float32(0)),
             "rank_score": tasks,
-            # What requests set of steps' numbers; NaN is nothing.
+            # Per-request numbers of steps; NaN means not sent.
             "w": rng.choice([0, 0.5, 2, np.nan], (users, 1)),
             "s": rng.choice([0, 0.25, 1, np.nan], (users, 1)),
             "n": rng.choice([1, 2, np.nan], (users, 1)),
@@ -137,7 +137,7 @@ item_of = reference.plain_items(COLUMNS)
 
 
 def user_of(batch: Batch, user: int, served: list[int]) -> dict[str, Any]:
-    """What a reference is told of a user."""
+    """Return what a reference is given about a user."""
     told = {name: array[user] for name, array in batch.arrays.items()}
     numbers = {name: float(told[name][0]) for name in ("w", "s", "n", "t", "seed", "now")}
     return {**reference._extremes(item_of), "item_of": item_of, **told, **numbers, "served": served}
@@ -293,7 +293,7 @@ def test_constraints_that_are_none(step: ConstrainedSum, message: str) -> None:
 
 
 def draw(kind: Any, seeds: int, scores: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows in order, and their propensities, for as many users as seeds; items 0, 1 … have the scores."""
+    """Return ordered rows and their propensities, one user per seed; items 0, 1 … have the given scores."""
     given = np.tile(np.array(scores, np.float32), (seeds, 1))
     rows = np.tile(np.arange(len(scores)), (seeds, 1))
     arrays = {"kept_row": rows, "seed": np.arange(float(seeds))[:, None]}
@@ -369,7 +369,7 @@ def test_columns_that_do_not_fit(kind: Any, said: str) -> None:
 
 
 def test_a_small_dpp_is_as_good_as_greed_promises() -> None:
-    """Of few items each subset's determinant is looked at: greed finds 1 - 1/e of the best log-volume."""
+    """Compare with every subset of three: the greedy choice reaches 1/(3!)² of the best determinant."""
     rng = np.random.default_rng(5)
     vectors = rng.normal(size=(8, 4)).astype(np.float32)
     there = {"v": list_column([*vectors.tolist(), None], np.float32)}
@@ -384,7 +384,7 @@ def test_a_small_dpp_is_as_good_as_greed_promises() -> None:
 
 
 def test_calibration_gives_a_user_the_genres_of_the_history() -> None:
-    """Three quarters of the history are x: so are three of the first four, however good the y are."""
+    """The history is three quarters x, and so are the first items, however well the y score."""
     genres = list_column([[b"x"]] * 6 + [[b"y"]] * 6 + [None], np.object_)
     arrays = {
         "kept_row": np.arange(12)[None],

@@ -1,4 +1,4 @@
-"""The Triton repository of every kind of recommender, in both layouts, under Triton's own rules."""
+"""The Triton repository of every variant of a recommender, in both layouts, checked by Triton's own rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules by expression: masks against the plain reference and against pandas itself; what is refused."""
+"""Rules by expression: masks against the plain reference and pandas, and what is refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def drawn_columns(draw: st.DrawFn, rows: int) -> dict[str, Column]:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[dict[str, Column], Given]:
-    """Items, users and requests, nulls everywhere; a null of a request was not sent."""
+    """Draw items, users and requests with nulls everywhere; a null in a request was not sent."""
     users = draw(st.integers(1, 3))
     items, known, sent = (drawn_columns(draw, n) for n in (draw(st.integers(1, 6)), users, users))
     plain = plain_items(sent)
@@ -119,7 +119,7 @@ def test_masks_are_what_the_plain_reference_says(
     rows = np.random.default_rng(seed).integers(0, count, (users, 4))
     some = np.broadcast_to(masks.allows(told, rows), rows.shape)
     assert some.tolist() == np.take_along_axis(passed, rows, axis=1).tolist(), text
-    # In other company nothing changes.
+    # A row alone gets the same result as in a batch.
     only = Given(
         *({name: take_rows(one, np.array([0])) for name, one in part.items()} for part in told[:2]),
         {name: one[:1] for name, one in told.sent.items()},
@@ -133,7 +133,7 @@ def test_masks_are_what_the_plain_reference_says(
 
 @st.composite
 def pandas_conditions(draw: st.DrawFn, depth: int = 2) -> str:
-    """What pandas evaluates too: with nulls it knows comparisons of numbers, and logic."""
+    """Draw expressions that pandas evaluates too: with nulls it supports numeric comparisons and logic."""
     kind = draw(st.sampled_from(["leaf"] if depth == 0 else ["leaf", "and", "or", "not"]))
     if kind in ("and", "or"):
         return f"({draw(pandas_conditions(depth - 1))}) {kind} ({draw(pandas_conditions(depth - 1))})"
@@ -182,7 +182,7 @@ def test_masks_are_what_pandas_says(text: str, seed: int) -> None:
     frame |= {"item_full": np.array(full), "item_word": np.array(words, object)}
     users, requests = {}, {}
     for owner, columns in (("user", users), ("request", requests)):
-        # What a request leaves out is nothing that pandas knows.
+        # pandas has no notion of a column that a request leaves out, so requests have no nulls here.
         [value] = some(-2, 3, 1, nulls=owner == "user")
         columns["whole"] = column([value], np.int64)
         frame[f"{owner}_whole"] = pd.array([value] * rows, "Int64")

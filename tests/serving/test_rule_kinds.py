@@ -1,4 +1,4 @@
-"""The contract of a rule, held by every row of ``RULES``."""
+"""The contract of a rule, for every row of ``RULES``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiercel_serving.rules.table import RULES, RuleKind
 from tiercel_serving.settings import EMPTY_SLOT, FIRST_RULE_REASON, KEPT
 from tiercel_serving.verify.reference import plain_items
 
-#: Raw column → its dtype, whether it is a list, and values that it may have.
+#: Raw column → its dtype, whether it is a list, and its possible values.
 COLUMNS: dict[str, tuple[Any, bool, st.SearchStrategy[Any]]] = {
     "whole": (np.int64, False, st.integers(-2, 2)),
     "real": (np.float64, False, st.sampled_from([-1.5, 0.0, 2.0])),
@@ -29,7 +29,7 @@ COLUMNS: dict[str, tuple[Any, bool, st.SearchStrategy[Any]]] = {
     "wholes": (np.int64, True, st.integers(-2, 2)),
 }
 
-#: Kind → some of its settings, over the columns above.
+#: Kind → examples of its settings, over the columns above.
 EXAMPLES: dict[str, list[Any]] = {
     "compare": [
         *(Compare("r", "whole", operator, 1) for operator in ("==", "!=", "<", "<=", ">", ">=")),
@@ -43,7 +43,7 @@ EXAMPLES: dict[str, list[Any]] = {
         Expression("r", "item.whole >= 1 and item.text != 'a'"),
         Expression("r", "not any(item.texts, ('ü', 'x')) or item.wholes is None"),
         Expression("r", "item.real / item.whole > 0.5"),
-        # What depends on more than the item is decided when a request comes.
+        # Conditions on more than the item are evaluated per request.
         Expression("r", "item.whole > request.least and item.real < 2 and item.text == user.text"),
         Expression("r", "item.whole > now"),
     ],
@@ -56,7 +56,7 @@ def test_every_kind_is_here() -> None:
 
 @st.composite
 def tables(draw: st.DrawFn) -> dict[str, Column]:
-    """Raw columns of up to nine items, nulls among them."""
+    """Draw raw columns of up to nine items, including nulls."""
     items = draw(st.integers(0, 9))
     made = {}
     for name, (dtype, is_list, values) in COLUMNS.items():

@@ -1,4 +1,4 @@
-"""Packed lists of text ids: whatever the ids are, they mean what the same ids mean as a tensor."""
+"""Packed lists of text ids mean exactly what the same ids mean as a tensor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tiercel_serving.stages.sent_ids import SentIds
 from tiercel_serving.stages.specs import EXCLUDED, HISTORY, LENGTHS, PACKED
 from tiercel_serving.tables.items import ITEM_LOOKUP, ItemTable, store_ids
 
-#: Ids that differ in NULs alone, that are empty, long, and in several scripts.
+#: Ids that differ only in NULs, are empty or long, or use several scripts.
 ODD = [
     "",
     "\0",
@@ -66,7 +66,7 @@ def specs(tiny_of: Callable[[str], Tiny]) -> tuple[TensorSpec, ...]:
 
 
 def batch(specs: Sequence[TensorSpec], question: Question, *, as_packed: bool) -> dict[str, Array]:
-    """What the stage gets of a question: the client's requests of up to four users each, in one batch."""
+    """Return the stage's input for a question: the client's requests of up to four users, as one batch."""
     fake = FakeTransport(items={"x": None}, users={"u": []}, max_batch_size=4)
     contract = read_contract(fake.model_config("recommend", timeout_s=1, headers={}))
     with patch("tiercel_client.request.PACK_FROM", 0 if as_packed else 10**9):
@@ -90,7 +90,7 @@ def test_both_ways_carry_the_same_ids(
     row_of = {one: row for row, one in enumerate(ITEMS)}
     for name, rows in ((EXCLUDED, asked["exclude"]), (HISTORY, asked["history"])):
         sent = SentIds(name, items, 50, text=True)
-        # To exclude nothing is to say nothing.
+        # An empty exclusion list counts as not sent.
         given_ = [row is not None and (name == HISTORY or bool(row)) for row in rows]
         want = [[row_of.get(one, len(ITEMS)) for one in row or ()] for row in rows]
         for arrays in (plain, dense):
@@ -118,7 +118,7 @@ def test_requests_of_both_ways_are_answered_alike_in_one_batch(
     for name, array in one.items():
         if name != "excluded_row":
             np.testing.assert_array_equal(array, other[name], err_msg=name)
-    # How far rows are padded depends on what else is in the batch.
+    # The padding of a row depends on the rest of the batch.
     pad = {len(tiny.item_ids)}
     assert [{*row} - pad for row in one["excluded_row"]] == [{*row} - pad for row in other["excluded_row"]]
 

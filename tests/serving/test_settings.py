@@ -1,4 +1,4 @@
-"""What serving settings say is wrong with themselves."""
+"""The problems that serving settings report about themselves."""
 
 from __future__ import annotations
 

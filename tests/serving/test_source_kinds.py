@@ -1,4 +1,4 @@
-"""The contract of a source, held by every row of ``SOURCES``."""
+"""The contract of a source, for every row of ``SOURCES``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def nothing(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Example:
-    """A kind with what it is made of (for so many items), and what it reads (of so many users)."""
+    """A kind, the arrays it is made of (for so many items), and the tensors it reads (for so many users)."""
 
     kind: Any
     form: Draw = nothing
@@ -48,13 +48,13 @@ class Example:
 
 
 def vectors(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Some of them alike, so that scores tie."""
+    """Return vectors, some of them equal, so that scores tie."""
     some = rng.normal(size=(n, 33)).astype(np.float32)
     return some[rng.integers(0, n, n)]
 
 
 def item_weights(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-    """Few digits and both signs, so that sums tie and cancel."""
+    """Return weights with few digits and both signs, so that sums tie and cancel."""
     dense = rng.integers(-2, 4, (n, n)) * (rng.random((n, n)) < 0.4) / 4
     rows, columns = np.nonzero(dense)
     offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=n)))
@@ -62,7 +62,7 @@ def item_weights(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
 
 
 def lists(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-    """Five lists, some empty, with scores that tie."""
+    """Return five lists, some empty, with scores that tie."""
     listed = [rng.permutation(n)[: rng.integers(0, n + 1)] for _ in range(5)]
     rows = np.concatenate(listed)
     return {
@@ -74,7 +74,7 @@ def lists(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
 
 
 def neighbours(jaccard: int) -> Draw:
-    """Few digits, both signs of votes, users without items and items without users."""
+    """Return weights with few digits, some items without users and users without items."""
 
     def draw(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         had = (rng.random((7, n)) < 0.4) & (rng.random(n) < 0.8) & (rng.random((7, 1)) < 0.9)
@@ -96,7 +96,7 @@ def neighbours(jaccard: int) -> Draw:
     return draw
 
 
-#: Kind → some of its settings. ``history_row`` and ``history_length`` are there for all.
+#: Kind → examples of its settings. ``history_row`` and ``history_length`` are always there.
 EXAMPLES: dict[str, list[Example]] = {
     "index": [
         Example(
@@ -135,7 +135,7 @@ def test_every_kind_is_here() -> None:
 
 
 class Case:
-    """One drawn catalogue with its users: what a source is made of, and what is asked of it."""
+    """One drawn catalogue with its users: a source's artefact and its requests."""
 
     def __init__(self, example: Example, seed: int, items: int, users: int, masked: list[Any]) -> None:
         rng = np.random.default_rng(seed)
@@ -274,7 +274,7 @@ class TestSourceKind:
 @pytest.mark.parametrize("copies", [30, 300])
 @pytest.mark.parametrize("masked", [0, 20, 60])
 def test_all_that_tie_are_seen_whatever_the_neighbours_must_not_get(masked: int, copies: int) -> None:
-    """An index is asked for a few more than are wanted; where more than those tie, that is not the end."""
+    """The search asks an index for a few extra results; even if more than those tie, it finds all ties."""
     vectors = np.tile(np.eye(2, dtype=np.float32)[::-1], (copies, 1))
     index = faiss.IndexFlatIP(2)
     index.add(vectors)
@@ -315,7 +315,7 @@ def test_of_late_a_half_life_before_the_latest_counts_half() -> None:
 
 
 def test_sums_of_many_users_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where users × items are many, cells are sorted and not laid out: the same sums, to the bit."""
+    """Large users × items are summed by sorting and not in a dense array: the sums are equal to the bit."""
     rng = np.random.default_rng(0)
     offsets = np.append(0, np.cumsum(rng.integers(0, 9, 50)))
     columns = rng.integers(0, 50, offsets[-1]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The contract of a user store, held by every row of ``STORES``."""
+"""The contract of a user store, for every row of ``STORES``."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def embedded(server: StoreServer) -> Iterator[Embedded]:
 
 
 def redis(server: StoreServer) -> AbstractContextManager[Redis]:
-    # Pauses of a busy machine must not look like a store that is gone.
+    # A pause of a busy machine must not look like a lost store.
     return nullcontext(Redis(server.url, prefix=f"contract {id(object())}*[x]", timeout_ms=10_000.0))
 
 
-#: Kind → its settings, in a context in which an empty store is there.
+#: Kind → a context manager that provides its settings, with an empty store.
 EXAMPLES: dict[str, Callable[[StoreServer], AbstractContextManager[Any]]] = {
     "memory_mapped": lambda server: nullcontext(MemoryMapped()),
     "embedded": embedded,
@@ -77,7 +77,7 @@ def store(request: pytest.FixtureRequest, kind: StoreKind, tiny: Tiny) -> Store:
 
 
 def values(column: Column) -> list[Any]:
-    """A column as Python values: None is null, text is ``str``."""
+    """Return a column as Python values: None for null, ``str`` for text."""
     item_of = plain_items({"c": column})
     return [item_of(row)["c"] for row in range(len(column))]
 
@@ -144,7 +144,7 @@ def test_the_tables_know_what_users_have_seen(tiny: Tiny, data: st.DataObject) -
 
 @pytest.mark.parametrize("variant", ["plain"], indirect=True)
 def test_one_batch_gets_one_snapshot(tiny: Tiny, store: Store) -> None:
-    """Stages of a chain hand the same array on; features and exclusions must not come of two moments."""
+    """Stages of a chain share the array; features and exclusions must come from one snapshot."""
     asked = np.array([[tiny.user_ids[2]], [-1]])
     users = store.read(asked)
     assert store.read(asked) is users
@@ -159,7 +159,7 @@ def written(user: bytes, times: int, size: int = 0) -> bytes:
 
 
 def noted(user: bytes) -> tuple[bytes, Change]:
-    """A change that notes how often it was made."""
+    """Return a change that counts how often it was applied."""
     key = user_key(user)
 
     def change(old: bytes | None) -> bytes:

@@ -1,4 +1,4 @@
-"""Stages on a device: what they give is what the stages on the host give; what crosses is counted."""
+"""Stages on a device give what the stages on the host give, and device copies are counted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def torch_chain(tiny_of: Callable[[str], Tiny]) -> Chains:
 
 
 def check_same(want: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> None:
-    """Rows, ids, reasons and counts to the bit; scores to 1e-5."""
+    """Compare rows, ids, reasons and counts to the bit, and scores to 1e-5."""
     assert set(got) == set(want)
     for name, array in want.items():
         assert got[name].dtype == array.dtype, name
@@ -56,7 +56,7 @@ def check_same(want: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> None:
             np.testing.assert_array_equal(got[name], array, err_msg=name)
 
 
-#: What each of a few users asks; together they meet every branch of retrieval.
+#: Requests of a few users; together they cover every branch of retrieval.
 def asks_for(tiny: Tiny) -> list[Ask]:
     users, items = tiny.user_ids, tiny.item_ids
     nobody: Any = b"nobody" if isinstance(items[0], bytes) else 10**6
@@ -76,12 +76,12 @@ def asks_for(tiny: Tiny) -> list[Ask]:
 def test_every_kind_of_recommender(
     device: str, variant: str, tiny: Tiny, chain: Chain, torch_chain: Chains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if device == CAPTURED:  # as on a GPU in this too
+    if device == CAPTURED:  # count instead of sorting, as on a GPU
         monkeypatch.setitem(COUNTED, "cpu", COUNTED["cuda"])
     asks = asks_for(tiny)
     if tiny.settings.seen_again_days is not None:
         asks = [replace(ask, now=4.5 * DAY_S * at, again_days=at % 4) for at, ask in enumerate(asks)]
-    # One user twice, another between: what was captured must read what it is given now.
+    # Some batches repeat with others between them: a captured graph must read its current inputs.
     for batch in (asks, asks[:3], asks[:1], asks[1:2], asks[:2], asks[:1], asks[3:4], asks[3:5], asks[-1:]):
         arrays = tensors(batch)
         check_same(chain.run(arrays)[0], torch_chain(variant, device).run(arrays)[0])
@@ -101,19 +101,19 @@ def test_whatever_is_asked(
 def test_one_answer_takes_few_kernels(
     tiny_of: Callable[[str], Tiny], torch_chain: Chains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of one user each takes as long as it takes to start: 201 before keys and masks took fewer steps."""
+    """For one user, launches dominate; there were 201 before keys and masks took fewer operations."""
     monkeypatch.setitem(COUNTED, "cpu", COUNTED["cuda"])
     arrays = tensors([Ask(tiny_of("plain").user_ids[0])])
     chain = torch_chain("plain", "cpu")
-    chain.run(arrays)  # what is made once
+    chain.run(arrays)  # makes what later runs reuse
     with Kernels() as kernels:
         chain.run(arrays)
     assert 50 < kernels.count <= 120
 
 
-# ------------------------------------------------------------------------------------------- what crosses
+# ------------------------------------------------------------------------------------- device copies
 
-#: What copies a tensor to the host, or to a device, or waits for one to say something of itself.
+#: Calls that copy a tensor to the host or to a device, or wait for the device to read its value.
 CROSSING = (
     {"to", "cpu", "cuda", "numpy", "item", "tolist", "nonzero", "masked_select", "pin_memory"}
     | {"tensor", "as_tensor", "new_tensor"}
@@ -122,7 +122,7 @@ CROSSING = (
 
 
 class Double(TorchFunctionMode):
-    """Counts what would copy or wait, if the device were one: whoever calls it."""
+    """Counts calls that would copy or synchronise if the device were a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,10 +167,10 @@ def test_only_the_request_and_the_answer_cross(
     with Double() as double:
         outputs, _ = chain.run(arrays, ("item_id", "score", "count", "status"))
     assert outputs["item_id"].shape[0] == 3
-    # The answer in one; nothing else waits for the device.
+    # The answer is one copy; nothing else waits for the device.
     assert copies["take"] == 1
     assert double.calls == {"cpu": 1, "numpy": 1}
-    # Of the request: what the models read of the user, and what must not come.
+    # Of the request only what the models read of the user is copied, and the rows to exclude.
     models = [stage for stage in chain.stages if hasattr(stage, "tensors")]
     read = {one.name for stage in models for one in stage.spec.inputs if one.name in stage.tensors}
     made = {one.name for stage in models for one in stage.spec.outputs}
@@ -203,12 +203,12 @@ def test_what_stages_make_stays_on_the_device(
 
 
 def in_use(device: str) -> int:
-    """Bytes that tensors take: all of a GPU's, or those of every tensor that Python knows of."""
+    """Return the bytes used by tensors: all of a GPU's, or those of every tensor that Python tracks."""
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
-    # By type: some lazy modules answer isinstance() by importing what they stand for.
+    # By exact type: isinstance() makes some lazy modules import what they stand for.
     return sum(one.nbytes for one in gc.get_objects() if type(one) is torch.Tensor)
 
 

@@ -77,7 +77,7 @@ def test_the_targets_engines_are_made_for_their_device() -> None:
             assert {ENGINES.find(name).device for name in (target.engine, *target.instead)} == {target.device}
 
 
-# ------------------------------------------------------------------------------------------- bad machines
+# --------------------------------------------------------------------------------- unsuitable machines
 
 
 def broken(**functions: Any) -> SimpleNamespace:

@@ -1,6 +1,6 @@
-"""A release of a handful of users and items, written by hand in the layout that serving reads.
+"""A release of a few users and items, written by hand in the layout that serving reads.
 
-Nothing of the exporter is used: what lies here is the layout itself.
+It uses nothing of the exporter, so it documents the layout itself.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DIMENSION = 4
 TAGS = 3
 DAY_S = 86_400.0
 OCCUPATIONS = [b"artist", "пилот".encode(), b"", b"nul\0byte"]
-#: What a request may carry. Nothing follows from a name: one tensor is called like another's companion.
+#: What a request may send. Names imply nothing: one tensor is named like another's companion.
 COLUMNS = (
     RequestColumn("age", "float64", False, "user", "age", None),
     RequestColumn("occupation", "bytes", False, "user", "occupation", "occupation__valid"),
@@ -59,7 +59,7 @@ COLUMNS = (
 
 @dataclass(repr=False)
 class Tiny:
-    """What the release was made of, for oracles.
+    """The contents of the release, for oracles.
 
     Lists hold None for null; strings are bytes.
     """
@@ -86,7 +86,7 @@ class Tiny:
         return self.release.settings
 
     def item(self, row: int) -> dict[str, Any]:
-        """An item's raw values, as rules and steps are told of them: text is ``str``."""
+        """Return an item's raw values, as rules and steps get them: text is ``str``."""
         label, genres = self.label[row], self.genres[row]
         return {
             "year": self.year[row],
@@ -106,7 +106,7 @@ def ids_array(values: Sequence[Any]) -> np.ndarray:
 
 
 def column(values: Sequence[Any], dtype: Any) -> Column:
-    """A scalar column from Python values, None for null."""
+    """Return a scalar column from Python values; None is null."""
     valid = np.array([value is not None for value in values], np.bool_)
     if dtype == np.object_:
         return Column(objects([b"" if value is None else value for value in values]), valid)
@@ -136,7 +136,7 @@ def make_tiny(
     ranked: bool = True,
     settings: Mapping[str, Any] | None = None,
 ) -> Tiny:
-    """Write the release and return it with its ingredients.
+    """Write the release and return its contents.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def make_tiny(
         "title_column": "label",
     }
     chosen = ServingSettings(**{**values, **(settings or {})})
-    # Every user's name is a different mixture of scripts; one is empty.
+    # Every user id mixes several scripts; one is empty.
     user_ids: list[Any] = [f"ü{number}\0☃".encode() if number else b"" for number in range(users)]
     item_ids: list[Any] = [f"片{number}".encode() for number in range(items)]
     if not string_ids:
@@ -212,9 +212,9 @@ def transform(
     tags__length: Sequence[float | None],
     hour: Sequence[int | None],
 ) -> dict[str, np.ndarray]:
-    """What the feature program computes, in plain Python.
+    """Compute what the feature program computes, in plain Python.
 
-    A null is 30 years, a length of -1, and category 1; an unseen category is 2, and lists end with 0.
+    A null becomes 30 years, length -1 or category 1; an unseen category is 2, and lists are padded with 0.
     """
     code = {name: number + 3 for number, name in enumerate(OCCUPATIONS)}
     cats = [
@@ -238,7 +238,7 @@ def transform(
 
 
 def user_arrays(tiny: Tiny) -> dict[str, np.ndarray]:
-    """What the artefact of users holds."""
+    """Return the arrays of the users' artefact."""
     users = len(tiny.user_ids)
     arrays = dict(build_lookup(ids_array(tiny.user_ids), USER_LOOKUP))
     arrays |= store_column(column([*tiny.age, None], np.float64), raw_prefix("age"))
@@ -257,7 +257,7 @@ def user_arrays(tiny: Tiny) -> dict[str, np.ndarray]:
 
 
 def filtered(tiny: Tiny, kept: SeenFilter) -> dict[str, np.ndarray]:
-    """The latest of each history, and Bloom filters of the rest."""
+    """Return the latest items of each history, and Bloom filters of the rest."""
     latest = [mine[-kept.beyond :] for mine in tiny.history]
     rest = [mine[: -kept.beyond] for mine in tiny.history]
     owners = np.repeat(np.arange(len(rest)), [len(mine) for mine in rest])
@@ -273,7 +273,7 @@ def filtered(tiny: Tiny, kept: SeenFilter) -> dict[str, np.ndarray]:
 
 
 def had_at(place: int) -> float:
-    """When a user had the item at some place of a history, in seconds since 1970: one a day."""
+    """Return when the item at an index of a history was consumed, in seconds since 1970: one item a day."""
     return DAY_S * (place + 1)
 
 
@@ -288,7 +288,7 @@ def _write_items(tiny: Tiny, path: Path) -> None:
 
 
 def _write_sources(tiny: Tiny, path: Path) -> None:
-    """Write what each source serves from; the index itself as any other FAISS would have made it."""
+    """Write each source's artefact; indexes that are not flat are built here with FAISS itself."""
     users = np.repeat(np.arange(len(tiny.history)), [len(mine) for mine in tiny.history])
     rows = np.array([row for mine in tiny.history for row in mine], np.int64)
     for source in tiny.settings.sources:
@@ -302,7 +302,7 @@ def _write_sources(tiny: Tiny, path: Path) -> None:
             index = faiss.index_factory(DIMENSION, source.factory, faiss.METRIC_INNER_PRODUCT)
             index.train(vectors)
             index.add(vectors)
-            # All of its lists, or links: it finds what exact search finds, but for rounding.
+            # Search all lists or links, so that results equal exact search but for rounding.
             knob, value = None, 1
             if isinstance(index, faiss.IndexIVF):
                 knob, value = "nprobe", index.nlist
@@ -442,7 +442,7 @@ def _write_model(
 
 
 def _manifest(settings: ServingSettings, users: int, items: int, string_ids: bool, tasks: int) -> Manifest:
-    """The manifest; no tasks are no ranker."""
+    """Return the manifest; zero tasks mean no ranker."""
     dtype: Any = "bytes" if string_ids else "int64"
     query = QueryModel("onnx", ("user_num", "user_cat"), DIMENSION, 0)
     return Manifest(

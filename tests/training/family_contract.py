@@ -1,4 +1,4 @@
-"""What every family owes, whatever it fits: it is in its table, and its settings travel and tell mistakes."""
+"""The contract of every family: it is in its table; its settings can be serialised and report mistakes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tiercel_serving.mistyped import mistyped
 from tiercel_serving.problems import Problem
 from tiercel_serving.release.manifest import encode
 
-#: Somebody may write these for any setting.
+#: Values that a setting may wrongly get.
 ODDITIES: tuple[Any, ...] = (None, True, -1, 2.5, "x", (), (None,), {}, object())
 
 
 class FamilyContract:
-    """Subclassed by the contracts of retrieval and of ranking."""
+    """The base of the contracts of retrieval and of ranking families."""
 
     #: Small settings that learn the pattern of the contract's world.
     settings: ClassVar[Any]
-    #: Other settings of the family, whose models differ.
+    #: Other settings of the family, which lead to different models.
     variants: ClassVar[tuple[Any, ...]] = ()
-    #: The table of such families, and what its rows are.
+    #: The table of these families, and the protocol of its rows.
     table: ClassVar[Kinds[Any]]
     protocol: ClassVar[type]
 

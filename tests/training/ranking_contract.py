@@ -1,7 +1,7 @@
-"""What every ranking family owes, held by one suite; a family's test subclasses it in a few lines.
+"""The contract of every ranking family in one suite; a family's test subclasses it in a few lines.
 
-A small world with a planted pattern: users of a taste pick items of the maker they like. The models see it in
-the columns of both sides; or, where ``from_history``, in the history alone.
+A small world with a planted pattern: each user prefers one maker and picks its items. The models see the
+pattern in the columns of both sides or, with ``from_history``, in the history alone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ITEM = Side(
     (ListColumn("genres", 9),),
 )
 INPUTS = ModelInputs(USER, ITEM, ("item_id",), sources=2)
-#: Name → dtype and shape of one user, where K is prime and no other size.
+#: Name → dtype and shape for one user; K is prime and equal to no other size.
 TENSORS: dict[str, tuple[str, tuple[int, ...]]] = {
     "user_cat": ("int64", (2,)),
     "user_num": ("float32", (1,)),
@@ -68,7 +68,7 @@ class TwoTasks(ListwiseSoftmax, frozen=True, tag="two_tasks"):
 
 
 def world(*, from_history: bool) -> tuple[Packed, RankingLists]:
-    """The packed tensors, and for each user a list of which two candidates are of the liked maker."""
+    """Return packed tensors, and for each user a list in which two candidates are of the preferred maker."""
     rng = np.random.default_rng(0)
     users, items = np.arange(USERS), np.arange(ITEMS)
     taste, maker = users % GROUPS, items % GROUPS
@@ -101,7 +101,7 @@ def world(*, from_history: bool) -> tuple[Packed, RankingLists]:
 
 
 def drawn(size: int, seed: int = 0, count: int = KEPT) -> dict[str, torch.Tensor]:
-    """Tensors of any users with so many candidates, best first."""
+    """Return tensors of arbitrary users with ``count`` candidates each, best first."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, (dtype, dims) in TENSORS.items():
@@ -121,20 +121,20 @@ def call(module: Any, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 class RankingContract(FamilyContract):
-    """Subclass it, and give a family's settings that learn the pattern in a second."""
+    """Subclass it with a family's settings that learn the pattern in a second."""
 
     table: ClassVar[Any] = RANKING_FAMILIES
     protocol: ClassVar[type] = RankingFamily
     from_history: ClassVar[bool] = False
-    #: Within so many epochs the settings learn the pattern.
+    #: The settings learn the pattern within this number of epochs.
     epochs: ClassVar[int] = 30
-    #: Products over copies of the user that it is known to make.
+    #: Number of known products over per-candidate copies of the user.
     joined: ClassVar[int] = 0
-    #: The file that its fitted model is kept in.
+    #: Pattern of the file name of the fitted model.
     kept_in: ClassVar[str] = r"weights\.safetensors"
 
     def built(self, settings: Any, tasks: int = 1, seed: int = 3) -> Any:
-        """Return a network in which no layer is zero, so that none can hide a mistake."""
+        """Return a network without zero-initialised layers, which could hide a mistake."""
         torch.manual_seed(seed)
         if tasks == 2:
             settings = replace(settings, task=TwoTasks())
@@ -193,7 +193,7 @@ class RankingContract(FamilyContract):
             assert (expected.shape, expected.dtype) == ((3, KEPT, 1), torch.float32)
             alone = call(module, {name: tensor[1:2] for name, tensor in tensors.items()})
             torch.testing.assert_close(alone[0], expected[1], rtol=1e-5, atol=1e-5)
-            # The best alone: with one candidate, nothing is behind it.
+            # With one candidate, no others follow the best.
             best = {n: t[:, :1] if n in OF_CANDIDATES else t for n, t in tensors.items()}
             torch.testing.assert_close(call(module, best), expected[:, :1], rtol=1e-5, atol=1e-5)
             changed = {**tensors, "item_cat": tensors["item_cat"].clone()}
@@ -205,7 +205,7 @@ class RankingContract(FamilyContract):
             assert not torch.allclose(call(module, changed)[:, 2], expected[:, 2])
 
     def test_what_nobody_knows_gives_numbers(self) -> None:
-        """Padding, nulls, unknown ids and an empty history; what stands behind a history is not looked at."""
+        """Padding, nulls, unknown ids and empty histories give finite scores; padded history is ignored."""
         for settings in self.each():
             module, tensors = self.built(settings), drawn(4)
             for category in (0, 1, 2):
@@ -235,7 +235,7 @@ class RankingContract(FamilyContract):
             assert not {"history_cat", "history_length"} & set(blind.input_names)
 
     def test_training_computes_what_is_served(self) -> None:
-        """Without dropout: in training padding is left aside, and many users are read by length."""
+        """Without dropout: training skips padding and groups users by history length, with equal results."""
         for settings in self.each():
             plain = replace(settings, dropout=0.0) if "dropout" in settings.__struct_fields__ else settings
             module, tensors = self.built(plain), drawn(70)
@@ -246,7 +246,7 @@ class RankingContract(FamilyContract):
             torch.testing.assert_close(trained.detach(), wanted, rtol=1e-4, atol=1e-5)
 
     def test_the_user_is_computed_once(self) -> None:
-        """No operator over the user alone has the axis K, and none multiplies the user's copies for each."""
+        """No operator on the user alone has the axis K, and none multiplies copies of the user."""
         for settings in self.each():
             module = frozen(self.built(settings))
             with RepeatedWork(drawn(2), module) as watched:
@@ -272,7 +272,7 @@ class RankingContract(FamilyContract):
 
 
 def check_onnx(module: Any, file: Path) -> None:
-    """The file runs with plain operators, for any batch, and gives what torch gives, to 1e-5."""
+    """Check that the ONNX file uses plain operators and equals torch to 1e-5 for any batch size."""
     operators = {node.op_type for node in onnx.load(file).graph.node}
     assert not operators & {"OneHot", "NonZero", "Unique", "Loop", "If", "Scan"}
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -285,11 +285,11 @@ def check_onnx(module: Any, file: Path) -> None:
         )
         (got,) = session.run(None, arrays)
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-        # As loops, where the graph is such.
+        # With the native loops, where they support the graph.
         np.testing.assert_allclose(served.run(arrays)["out"], expected, rtol=1e-5, atol=1e-5)
 
 
-#: Operators that multiply matrices, and those that only move numbers.
+#: Operators that multiply matrices, and operators that only move values.
 PRODUCTS = ("linear", "addmm", "bmm", "mm", "matmul", "embedding", "einsum")
 MOVES = (
     "expand",
@@ -307,10 +307,10 @@ MOVES = (
 
 
 class RepeatedWork(TorchDispatchMode):
-    """Finds work that depends on the user alone and is done for each candidate.
+    """Finds work that depends on the user alone but is done for each candidate.
 
-    ``tensors`` are the inputs; every tensor that comes of them is known by whether it depends on candidates,
-    and by whether it is a copy for each candidate of something that does not.
+    ``tensors`` are the inputs. For each tensor derived from them it tracks whether it depends on candidates,
+    and whether it is a per-candidate copy of something that does not.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], module: torch.nn.Module) -> None:
@@ -326,7 +326,7 @@ class RepeatedWork(TorchDispatchMode):
         name = func.overloadpacket.__name__
         for out in tree_leaves(result):
             if isinstance(out, torch.Tensor):
-                self._kept.append(out)  # so that no id is used twice
+                self._kept.append(out)  # keeps the object alive, so that its id is not reused
                 self._judge(name, given, out)
         return result
 

@@ -1,7 +1,7 @@
-"""What every retrieval family owes, held by one suite; a family's test subclasses it in a few lines.
+"""The contract of every retrieval family in one suite; a family's test subclasses it in a few lines.
 
-A small world with a planted pattern: users of a taste have items of the maker they like, one after another in
-a circle, so that what comes next follows from what was last, and what is liked from what was had.
+A small world with a planted pattern: each user prefers one maker and consumes its items one after another in
+a cycle. So the next item follows from the last one, and the preferred maker from the history.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ BOTH = msgspec.structs.replace(INPUTS, history=("maker", "item_id"))
 
 
 def packed_items(items: np.ndarray) -> np.ndarray:
-    """``item_cat`` of items; -1 is one that no training knew."""
+    """Return ``item_cat`` of items; -1 is an item that was not in training."""
     return np.where(items[:, None] < 0, 2, np.stack([items % GROUPS, items], 1) + 3)
 
 
 def item_tensors(items: np.ndarray) -> dict[str, np.ndarray]:
-    """``item_cat``, and vectors that tell the maker of an item, whether it was known or not."""
+    """Return ``item_cat``, and vectors that give an item's maker, whether or not it was in training."""
     makers = np.eye(GROUPS, dtype=np.float32)[np.maximum(items, 0) % GROUPS]
     return {"item_cat": packed_items(items), "item_list_embedding": makers}
 
 
 def world(history: tuple[int, ...] = (1,)) -> tuple[Packed, Pairs]:
-    """Users of a taste, told by their id alone, have five items of its eight, in turn."""
+    """Return users known by id alone, each with five of one maker's eight items, in cyclic order."""
     users = np.arange(USERS)
     first = users // GROUPS % MINE
     turn = (first[:, None] + np.arange(HAD)) % MINE
@@ -71,13 +71,13 @@ def world(history: tuple[int, ...] = (1,)) -> tuple[Packed, Pairs]:
 
 
 def following() -> np.ndarray:
-    """What each user would have next."""
+    """Return the next item of each user."""
     users = np.arange(USERS)
     return (users // GROUPS % MINE + HAD) % MINE * GROUPS + users % GROUPS
 
 
 class States:
-    """Keeps every state, and gives the last that was kept before a training."""
+    """Keeps every training state; ``read`` returns the last one kept before this training."""
 
     def __init__(self, kept: list[Any]) -> None:
         self.kept, self._last = kept, copy.deepcopy(kept[-1]) if kept else None
@@ -90,22 +90,22 @@ class States:
 
 
 class RetrievalContract(FamilyContract):
-    """Subclass it, and give a family's settings that learn the pattern in a second."""
+    """Subclass it with a family's settings that learn the pattern in a second."""
 
     table: ClassVar[Any] = RETRIEVAL_FAMILIES
     protocol: ClassVar[type] = RetrievalFamily
-    #: What the models may take.
+    #: The inputs that models may use.
     inputs: ClassVar[ModelInputs] = INPUTS
-    #: Whether it learns the order, and finds what comes next first.
+    #: Whether it learns the order, and ranks the next item first.
     ordered: ClassVar[bool] = False
-    #: The array of its form that the seed changes.
+    #: The array of its form that depends on the seed.
     drawn: ClassVar[str] = "vectors"
-    #: Settings under which the loss becomes no number.
+    #: Settings that make the loss NaN or infinite.
     wild: ClassVar[dict[str, Any]] = {"learning_rate": 3e37}
 
     @pytest.fixture(scope="class")
     def fitted(self) -> Any:
-        """The model of ``settings``, fitted once."""
+        """Fit the model of ``settings`` once."""
         return self.fit()[0]
 
     def fit(self, settings: Any = None, pairs: Pairs | None = None, seed: int = 0, **plan: Any) -> Any:
@@ -114,7 +114,7 @@ class RetrievalContract(FamilyContract):
         return (settings or self.settings).fit(data, Plan(seed, "model, fold 1", **plan))
 
     def rows(self, fitted: Any, packed: Packed, pairs: Pairs, count: int) -> np.ndarray:
-        """What the served source gives everybody."""
+        """Return the served source's items for each user."""
         settings = self.settings
         serving = ServingSettings(
             candidates=count,
@@ -128,7 +128,7 @@ class RetrievalContract(FamilyContract):
     def test_its_source_finds_the_pattern_and_it_is_read_back(self, fitted: Any, tmp_path: Path) -> None:
         packed, pairs = world()
         found = self.rows(fitted, packed, pairs, MINE - HAD)
-        if self.ordered:  # what comes next is all that it learns
+        if self.ordered:  # an ordered family learns only the next item
             right = found[:, 0] == following()
         else:
             right = found % GROUPS == np.arange(USERS)[:, None] % GROUPS
@@ -154,7 +154,7 @@ class RetrievalContract(FamilyContract):
         assert not np.array_equal(first, third)
 
     def test_a_training_that_was_killed_goes_on(self) -> None:
-        """From the state after any epoch it ends as if nothing had been; who keeps none begins anew."""
+        """Training resumed from any epoch's state gives equal results; families without states restart."""
         kept: list[Any] = []
         states = States(kept)
         expected = self.fit(epochs=3, states=states)[0].form(world()[0].catalogue)
@@ -176,12 +176,12 @@ class RetrievalContract(FamilyContract):
         behind = np.arange(LENGTH)[:, None] >= tensors["history_length"][:, :, None]
         other = {**tensors, "history_cat": np.where(behind, 9, tensors["history_cat"])}
         np.testing.assert_allclose(fitted.query(other), everybody, rtol=1e-5, atol=1e-5)
-        # The same history in a wider tensor.
+        # Equal histories in a wider tensor give equal queries.
         wide = {**tensors, "history_cat": np.pad(tensors["history_cat"], ((0, 0), (0, 7), (0, 0)))}
         np.testing.assert_allclose(fitted.query(wide), everybody, rtol=1e-5, atol=1e-5)
 
     def test_what_nobody_knows_gives_numbers(self, fitted: Any) -> None:
-        """Unknown users, unknown items, no history; an item that no training knew has a vector too."""
+        """Unknown users and items and empty histories work; an item unknown to training has a vector too."""
         form = fitted.form(item_tensors(np.array([7, -1, 3])))
         if self.settings.dimension is None:
             assert len(form["offsets"]) == 4
@@ -235,7 +235,7 @@ class RetrievalContract(FamilyContract):
 
 
 def drawn(size: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Tensors of any users."""
+    """Return tensors of arbitrary users."""
     rng = np.random.default_rng(seed)
     return {
         "user_cat": rng.integers(0, 6, (size, 2)),
@@ -245,7 +245,7 @@ def drawn(size: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def check_onnx(module: Any, file: Path) -> None:
-    """The file runs with plain operators, for any batch, and gives what torch gives, to 1e-5."""
+    """Check that the ONNX file uses plain operators and equals torch to 1e-5 for any batch size."""
     operators = {node.op_type for node in onnx.load(file).graph.node}
     assert not operators & {"OneHot", "NonZero", "Unique", "Loop", "If", "Scan"}
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -256,5 +256,5 @@ def check_onnx(module: Any, file: Path) -> None:
         with torch.inference_mode():
             expected = module(**{name: torch.from_numpy(array) for name, array in tensors.items()})
         np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-5)
-        # As loops, where the graph is such.
+        # With the native loops, where they support the graph.
         np.testing.assert_allclose(served.run(tensors)["out"], expected.numpy(), rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Every family under AOTInductor: its package is compiled for this CPU, and gives what torch gives."""
+"""Every family under AOTInductor: its package is compiled for this CPU and equals torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def hold(module: Any, folder: Path) -> None:
-    """A module compiles with a dynamic batch, and every batch gives torch's numbers."""
+    """Check that a module compiles with a dynamic batch and equals torch at every batch size."""
     inputs = forward_inputs(module, SPECS, "m")
     assert make_aoti(module, folder, inputs=inputs, output="out", max_batch=64, build_id="b") == ()
     engine = Aoti.open(folder / Aoti.file, ("out",))

@@ -1,4 +1,4 @@
-"""Two processes that train together: the loss and the weights of one, one run, and errors that all see."""
+"""Training in two processes: loss and weights equal those of one, one run is written, errors reach both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Factorisations of users by items: against their formulas, over other catalogues, and for strangers."""
+"""Factorisations of users by items: against their formulas, over other catalogues, and for unknown users."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EACH: list[Any] = [
 
 @pytest.fixture(scope="module")
 def world() -> tuple[Packed, Pairs, np.ndarray]:
-    """Users of a group have items of that group, some items more than others."""
+    """Return users who mostly have items of their own group, some items more often than others."""
     rng = np.random.default_rng(0)
     chance = np.where(np.arange(USERS)[:, None] % GROUPS == np.arange(ITEMS) % GROUPS, 0.7, 0.03)
     chance = chance * np.linspace(1, 0.4, ITEMS)
@@ -92,7 +92,7 @@ def test_it_finds_what_others_of_the_taste_had_and_is_read_back(
     np.testing.assert_array_equal(
         again.form(packed.catalogue)["vectors"], fitted.form(packed.catalogue)["vectors"]
     )
-    # Another catalogue's items keep their vectors, and a stranger gets what most like.
+    # Items of another catalogue keep their vectors, and an unknown user gets the popular taste.
     some = {"item_cat": packed.item["item_cat"][[7, 3]]}
     np.testing.assert_array_equal(
         fitted.form(some)["vectors"], fitted.form(packed.catalogue)["vectors"][[7, 3]]
@@ -120,7 +120,7 @@ def test_the_judge_and_the_seed_decide(world: Any, settings: Any) -> None:
 
 
 def test_als_solves_its_equation(world: Any) -> None:
-    """One side against the normal equations of one user after another."""
+    """Compare one side with the normal equations, solved user by user."""
     import scipy.sparse as sp
 
     had, rng, settings = world[2].copy(), np.random.default_rng(1), EACH[0]
@@ -136,13 +136,13 @@ def test_als_solves_its_equation(world: Any) -> None:
 
 
 def test_als_is_held_back_alike_in_every_catalogue() -> None:
-    """Tastes of few items are found among few items and among many: λ follows the size of the catalogue."""
+    """Tastes for few items are found in small and large catalogues, because λ scales with the catalogue."""
     import scipy.sparse as sp
 
     rng, scores = np.random.default_rng(3), []
     for items in (40, 4000):
         had = np.zeros((80, items))
-        # Two halves of users, and of the first 40 items; somebody had all others.
+        # Two halves of users prefer two halves of the first 40 items; one user had all other items.
         for user in range(80):
             had[user, 20 * (user % 2) + rng.permutation(20)[:15]] = 1
         had[0, 40:] = 1

@@ -1,4 +1,4 @@
-"""Statistics, encodings and joins by keys of both types, and two operators of one column: all the way."""
+"""Statistics, encodings and joins by keys of both types, and two operators on one column, end to end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECIPE = load_recipe("synthetic")
 @pytest.mark.parametrize("ids", ["int", "str"])
 def test_trains_exports_and_verifies(ids, tmp_path):
     dataset = load_dataset(Synthetic(users=60, items=50, interactions=900, ids=ids))
-    # A user column may be called what the served graph calls an output.
+    # User columns may have the names of the served graph's outputs.
     users = dataset.users.assign(status=dataset.users["country"], score=dataset.users["age"])
     dataset = dataclasses.replace(dataset, users=users)
     shelves = pd.DataFrame({"item_id": dataset.items["item_id"], "shelf": range(len(dataset.items))})

@@ -1,4 +1,4 @@
-"""Epochs, early stopping, seeds."""
+"""Fitting: epochs, early stopping and seeds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SERVING = ServingSettings(
 
 @pytest.fixture(scope="module")
 def world():
-    """Users of a group like the items of that group: easy to learn, and popularity knows nothing of it."""
+    """Return users who prefer the items of their group: easy to learn, but unknown to popularity."""
     rng = np.random.default_rng(0)
     chance = np.where(np.arange(USERS)[:, None] % GROUPS == np.arange(ITEMS) % GROUPS, 0.7, 0.05)
     users, items = np.nonzero(rng.random((USERS, ITEMS)) < chance)
@@ -222,7 +222,7 @@ def test_a_loss_that_is_no_number_is_told(world):
 
 
 def test_numbers_that_the_very_last_step_lost_are_told(world):
-    """No later loss tells of them: the judge does, and where there is none, what makes the lists."""
+    """No later loss shows them; the judge reports them or, without one, the code that makes the lists."""
     packed, pairs, folds = world
     rest, valid = pairs.select(folds != 0), pairs.select(folds == 0)
     one_step = replace(RETRIEVAL, learning_rate=1e30, task=SampledSoftmax(batch_size=10**6))
@@ -251,7 +251,7 @@ def test_nothing_to_learn_is_told(world):
 
 
 def test_large_tables_that_learn_row_by_row_learn_as_well(world, monkeypatch):
-    """With every table of the model among the large ones, shared by the item tower and the histories."""
+    """All tables of the model count as large, even the one shared by the item tower and the histories."""
     from tiercel_pipelines.families import learner
 
     packed, pairs, folds = world
@@ -269,7 +269,7 @@ def test_large_tables_that_learn_row_by_row_learn_as_well(world, monkeypatch):
 
 
 def test_sums_without_padding_are_those_with_it():
-    """Of a history of two columns, and of lists, some of them empty: values and gradients."""
+    """For a history of two columns and for lists, some empty: values and gradients."""
     from tiercel_pipelines.families.layers import mean_of_list, pool_history
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Families that give item weights: against their formulas, over other catalogues, and as they are served."""
+"""Families that give item weights: against their formulas, over other catalogues, and as served."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def packed_items(ids: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def world() -> tuple[Packed, Pairs, np.ndarray]:
-    """Users of a group have items of that group."""
+    """Return users who mostly have items of their own group."""
     rng = np.random.default_rng(0)
     chance = np.where(np.arange(USERS)[:, None] % GROUPS == np.arange(ITEMS) % GROUPS, 0.5, 0.02)
     had = rng.random((USERS, ITEMS)) < chance
@@ -138,7 +138,7 @@ def test_ease_is_its_formula(world: Any) -> None:
 
 
 def test_ease_with_dropout_is_the_mean_over_all_ways_to_drop(world: Any) -> None:
-    """Least squares over every way to drop the items of few users, weighed by its chance."""
+    """Compare with least squares over all ways to drop a user's items, weighted by probability."""
     had, share, l2 = np.array([[1.0, 1, 0], [1, 1, 1], [0, 1, 1]]), 0.25, 2.0
     gram, target = np.zeros((3, 3)), np.zeros((3, 3))
     for kept in product((0, 1), repeat=3):
@@ -146,7 +146,7 @@ def test_ease_with_dropout_is_the_mean_over_all_ways_to_drop(world: Any) -> None
         seen = had * kept / (1 - share)
         gram, target = gram + chance * seen.T @ seen, target + chance * seen.T @ had
     expected = np.zeros((3, 3))
-    for item in range(3):  # each column apart, its own item left out
+    for item in range(3):  # each column by itself, without its own item
         rest = [other for other in range(3) if other != item]
         expected[rest, item] = np.linalg.solve(
             (gram + l2 * np.eye(3))[np.ix_(rest, rest)], target[rest, item]
@@ -156,7 +156,7 @@ def test_ease_with_dropout_is_the_mean_over_all_ways_to_drop(world: Any) -> None
 
 
 def test_slim_is_at_its_minimum(world: Any) -> None:
-    """By the conditions of Karush, Kuhn and Tucker."""
+    """Check the Karush-Kuhn-Tucker conditions."""
     had, l1, l2 = world[2], 0.5, 2.0
     found = weights_of(world, SLIM(l1=l1, l2=l2, sweeps=200, weights=None))
     gradient = had.T @ (had @ found - had) + l2 * found + l1
@@ -190,7 +190,7 @@ def test_another_catalogue_keeps_the_weights_of_the_items_it_knows(world: Any) -
     fitted = fit(world, EASE(l2=5.0))
     before = dense(fitted.form(world[0].catalogue))
     ids = np.random.default_rng(1).permutation(ITEMS)[:12]
-    # Two new items, which the vocabulary calls unknown, stand among them.
+    # Two new items, unknown to the vocabulary, are among them.
     items = packed_items(np.insert(ids, 5, [-1, -1]))
     after = dense(fitted.form(items))
     assert not after[5:7].any()
@@ -212,7 +212,7 @@ def test_what_cannot_be_fitted_is_told(world: Any) -> None:
 
 @pytest.mark.slow
 def test_trained_exported_and_verified(tmp_path: Path) -> None:
-    """With a ranker behind, and over a catalogue of other items than it was trained on."""
+    """With a ranker, and also for a catalogue with other items than in training."""
     base = load_recipe("synthetic")
     dataset = load_dataset(Synthetic(users=120, items=80, interactions=2_500))
     recipe = replace(

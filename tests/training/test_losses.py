@@ -17,7 +17,7 @@ from tiercel_pipelines.tasks.softmax_of_draws import sampled_softmax
 
 
 def oracle_sampled(draws, query_scores, log_q, positives_of, owner):
-    """-log softmax of each draw against all draws that are no positives of its user, one by one."""
+    """Return the mean of -log softmax of each draw against all draws that are not positives of its user."""
     losses = []
     for draw, item in enumerate(draws):
         user = owner[draw]
@@ -44,11 +44,11 @@ def test_sampled_softmax_equals_the_sum_over_draws(seed, users, width, n_items):
     items, inverse, counts = np.unique(drawn[real], return_inverse=True, return_counts=True)
     positions = np.zeros(drawn.shape, dtype=np.int64)
     positions[real] = inverse
-    extra = rng.integers(n_items, size=users)  # a positive that is not among the draws of this row
+    extra = rng.integers(n_items, size=users)  # a positive that may not be among this row's draws
     positives_of = [{int(i) for i in drawn[u][real[u]]} | {int(extra[u])} for u in range(users)]
     hits = np.array([[int(item) in positives_of[u] for item in items] for u in range(users)])
 
-    # Scores are the products with one unit vector for each item.
+    # With one-hot item vectors, the products are the scores.
     vectors, counts = np.eye(n_items)[items], counts.astype(float)
     arrays = (scores, vectors, log_q[items], counts, positions, hits, real.astype(float))
     loss = sampled_softmax(*map(torch.tensor, arrays))
@@ -59,7 +59,7 @@ def test_sampled_softmax_equals_the_sum_over_draws(seed, users, width, n_items):
 
 @pytest.mark.parametrize("at_once", [1, 20, 1_000])
 def test_the_gradient_of_the_sampled_softmax_is_that_of_its_value(at_once, monkeypatch):
-    """However many users are taken at once; the first has no positive, the second nothing against its own."""
+    """For any chunk size. The first user has no positive, and the second no negative."""
     monkeypatch.setattr(softmax_of_draws, "_AT_ONCE", at_once)
     torch.manual_seed(0)
     query = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
@@ -74,7 +74,7 @@ def test_the_gradient_of_the_sampled_softmax_is_that_of_its_value(at_once, monke
 
 
 def test_log_q_makes_the_sampled_loss_estimate_the_full_softmax():
-    """Drawn by q and corrected by it, negatives add up to the softmax over the whole catalogue."""
+    """The sum over negatives drawn by q and corrected by it estimates that over the whole catalogue."""
     rng = np.random.default_rng(0)
     n_items, draws = 30, 200_000
     q = rng.dirichlet(np.ones(n_items))

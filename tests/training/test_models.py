@@ -1,4 +1,4 @@
-"""Shapes, masks, names, and that the modules go through torch.export and ONNX."""
+"""Modules: shapes, masks and names, and that they pass through torch.export and ONNX."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def call(module, tensors):
 
 
 def randomised(module):
-    """Give every parameter a value, so that layers which start at zero cannot hide a mistake."""
+    """Give every parameter a random value, so that layers which start at zero cannot hide a mistake."""
     torch.manual_seed(3)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -151,7 +151,7 @@ def test_rows_and_candidates_do_not_touch_each_other():
     expected = call(module, tensors)
     alone = call(module, {name: tensor[2:3] for name, tensor in tensors.items()})
     torch.testing.assert_close(alone[0], expected[2], rtol=1e-5, atol=1e-5)
-    # A candidate in the middle is changed: its neighbours keep their scores.
+    # Changing a candidate in the middle leaves the scores of its neighbours.
     changed = {**tensors, "item_cat": tensors["item_cat"].clone()}
     changed["item_cat"][:, 2] = (changed["item_cat"][:, 2] + 1) % 4
     others = [0, 1, 3, 4]
@@ -211,8 +211,8 @@ def test_onnx_with_a_dynamic_batch_equals_torch(kind, tmp_path):
 
 
 def test_lists_of_any_name_reach_the_models(tmp_path):
-    """A parameter of ``forward`` is called what its tensor is; a column may be called anything."""
-    # Of categories, whose tables take torch half a second each, and of numbers.
+    """A parameter of ``forward`` is named like its tensor, but a column may have any name."""
+    # Columns of categories, whose tables take torch half a second each, and of numbers.
     hostile = {"🏷️ tags": 7, "größe/cm": 7, "a-b": None, "2nd": None, "class": None, "": None}
     hostile |= {"gro\u0308ße": None, "a__x20_b": None, "a b": None, "城市": None}
     user = Side("user", USER.cat, (), tuple(ListColumn(*column) for column in hostile.items()))

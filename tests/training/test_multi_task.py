@@ -133,7 +133,7 @@ def test_targets_follow_their_interactions() -> None:
 
 
 def _data(rating: np.ndarray | None = None) -> tuple[RankingData, np.ndarray]:
-    """The contract's world, in which odd items are rated 5 and even ones 1 to 3 by those who pick them."""
+    """Return the contract's world, where users rate picked odd items 5 and picked even ones 1 to 3."""
     packed, lists = world(from_history=False)
     stars = np.where(lists.rows % 2 == 1, 5.0, 1.0 + lists.rows % 3) if rating is None else rating
     stars = np.broadcast_to(stars, lists.rows.shape)
@@ -252,7 +252,7 @@ def test_shown_targets_are_refused(dataset: Dataset) -> None:
 def test_served_it_is_what_was_trained(
     dataset: Dataset, tmp_path: Path, family: Any, layouts: tuple[str, ...]
 ) -> None:
-    """Export verifies itself; here the utility and the scores that a client gets."""
+    """Export verifies itself; this compares the utility and the scores that a client gets."""
     weights = WeightedSum((0.5, 2.0), tasks=("rating", "liked"))
     ranking = family(embedding_dimension=4, max_epochs=1, task=TASK)
     recipe = _recipe(reorder=(weights,), ranking=ranking)

@@ -1,4 +1,4 @@
-"""Neighbourhoods of users and of ratings against their formulas, dense and in plain NumPy."""
+"""Neighbourhoods of users and of ratings, compared with their formulas in dense NumPy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ USERS, ITEMS = 40, 32
 
 @pytest.fixture(scope="module")
 def world() -> tuple[RetrievalData, np.ndarray, np.ndarray]:
-    """Who had what, ``[U, I]``, with the ratings; user 3 had nothing, user 4 one item, nobody item 5."""
+    """Return data, histories and ratings ``[U, I]``; user 3 has no items, user 4 has one, item 5 no user."""
     rng = np.random.default_rng(0)
     had = rng.random((USERS, ITEMS)) < 0.3
     had[3], had[4], had[:, 5] = False, np.arange(ITEMS) == 7, False
@@ -56,7 +56,7 @@ def above_mean(had: np.ndarray, ratings: np.ndarray) -> np.ndarray:
 
 
 def served(data: RetrievalData, settings: Any, history: np.ndarray) -> np.ndarray:
-    """The scores of all items for a history, by the source."""
+    """Return the source's scores of all items for a history."""
     form = settings.fit(data, Plan(0, "m"))[0].form(data.packed.catalogue)
     kind = UserNeighbours("user_knn")
     made = kind.make(Material(ITEMS, data.pairs.users, data.pairs.items, form=form))
@@ -149,7 +149,7 @@ def test_what_no_ratings_can_be_learned_from_is_told(world: Any) -> None:
 
 @pytest.mark.slow
 def test_the_new_forms_are_trained_exported_and_verified(tmp_path: Path) -> None:
-    """Several models in one recipe, each with its quota; and over a catalogue of other items."""
+    """Several models in one recipe, each with its quota, and also for a catalogue with other items."""
     base = load_recipe("synthetic")
     dataset = load_dataset(Synthetic(users=120, items=80, interactions=2_500))
     recipe = replace(

@@ -1,4 +1,4 @@
-"""Every ranking family under the contract of ranking families; and what each says of its own settings."""
+"""Every ranking family under the contract of ranking families, and the checks of each one's settings."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from tiercel_serving.mistyped import mistyped
 
 TASK = ListwiseSoftmax(negatives=KEPT, hard_negatives=1.0, batch_size=32)
 SMALL: dict[str, Any] = {"learning_rate": 0.03, "task": TASK}
-#: What is harder to learn takes more and smaller steps.
+#: Patterns that are harder to learn need more and smaller steps.
 SLOWLY: dict[str, Any] = {"learning_rate": 0.02, "task": replace(TASK, batch_size=16)}
 NETWORK: dict[str, Any] = {**SMALL, "embedding_dimension": 4, "dropout": 0.0, "history_dropout": 0.0}
 DEEP: dict[str, Any] = {**NETWORK, "layers": (8, 6)}
@@ -67,7 +67,7 @@ CROSSES = (("taste", "maker"), ("user_id", "item_id"))
 
 class TestDLRM(RankingContract):
     settings = DLRM(**NETWORK, top_layers=(8,))
-    # The user's one vector joins the pairs: a product apart took a tenth longer for one user (K = 100).
+    # The user's vector joins the pairs; a separate product took a tenth longer for one user (K = 100).
     joined = 1
 
 
@@ -134,7 +134,7 @@ class TestMMoE(RankingContract):
 
 
 class FittedCall:
-    """A fitted model of no network, called as one."""
+    """A fitted model without a network, called like one."""
 
     def __init__(self, fitted: Any) -> None:
         self.fitted, self.input_names = fitted, fitted.inputs
@@ -145,7 +145,7 @@ class FittedCall:
 
 
 class TestXGBoost(RankingContract):
-    """Trees have no torch module: what the contract asks of one is asked of the fitted trees."""
+    """Trees have no torch module, so the contract's checks of a module apply to the fitted trees."""
 
     settings = XGBoost(
         learning_rate=0.3, max_depth=4, min_child_weight=0.0, subsample=1.0, trees_per_epoch=5, task=TASK
@@ -186,7 +186,7 @@ class TestXGBoost(RankingContract):
         assert first != third
 
     def test_what_nobody_knows_gives_numbers(self) -> None:
-        """Nulls are missing values, which trees send their own way; the served graph sends them there too."""
+        """Nulls are missing values with their own branch in trees, and the served graph follows it too."""
         for settings in self.each():
             module, tensors = self.built(settings), drawn(40)
             for name in ("user_num", "item_num"):
@@ -217,11 +217,11 @@ class TestXGBoost(RankingContract):
         check_trees(fitted)
 
     def test_training_computes_what_is_served(self) -> None:
-        """The graph gives what the trees give: see :func:`check_trees`."""
+        """The graph equals the trees; see :func:`check_trees`."""
         check_trees(self.fit()[0])
 
     def test_the_user_is_computed_once(self) -> None:
-        """In the graph the user meets the candidates in four nodes; all else of the user has no axis K."""
+        """In the graph, four nodes join user and candidates; all other user nodes have no axis K."""
         graph = self.built(self.settings).fitted.served().graph
         of_candidates = {name for name in OF_CANDIDATES if name in {put.name for put in graph.input}}
         constants, joined = {tensor.name for tensor in graph.initializer}, []
@@ -230,10 +230,10 @@ class TestXGBoost(RankingContract):
             if any(name in of_candidates for name in reads):
                 of_candidates |= set(node.output)
                 joined += [node.op_type] if any(name not in of_candidates for name in reads) else []
-        # The history is compared with each candidate, masked and divided; the rest is repeated.
+        # The history is compared with each candidate, masked and divided; all else is repeated.
         assert sorted(joined) == ["Div", "Equal", "Expand", "Mul"]
 
-    #: There is no torch: what nobody knows, and :func:`check_trees`, hold the graph.
+    #: Without torch, the test of nulls and :func:`check_trees` check the graph.
     test_onnx_with_a_dynamic_batch_equals_torch = None
 
     def test_lists_without_a_negative_are_told(self) -> None:
@@ -244,7 +244,7 @@ class TestXGBoost(RankingContract):
 
 
 def check_trees(fitted: Any, tensors: dict[str, torch.Tensor] | None = None) -> None:
-    """The served graph gives what XGBoost predicts, to 1e-5, for any batch; TensorRT does not have it."""
+    """Check that the served graph equals XGBoost to 1e-5 for any batch; TensorRT does not support it."""
     model = fitted.served()
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -336,7 +336,7 @@ def test_crosses_beyond_the_buckets_share_weights() -> None:
     ids=lambda ranking: type(ranking).__name__,
 )
 def test_trained_exported_and_verified(ranking: Any, tmp_path: Path) -> None:
-    """Over a data set with every type of column; the export compares what is served with what was trained."""
+    """On a data set with every type of column; the export compares the served model with the trained one."""
     base = load_recipe("synthetic")
     recipe = replace(
         base,

@@ -1,4 +1,4 @@
-"""A training that is killed, and gone on with; what a checkpoint refuses."""
+"""Killed trainings are resumed, and invalid checkpoints are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tiercel_pipelines.training import checkpoint as checkpoints
 from tiercel_pipelines.training import train_recipe
 from tiercel_serving.errors import DestinationTaken, MachineFault, ReleaseError
 
-#: Trains the tiny recipe into a folder, and ends as by the machine's out-of-memory killer.
+#: Trains the tiny recipe into a folder, and is killed as by the out-of-memory killer.
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -52,7 +52,7 @@ tests.train_recipe(recipe, tests.load_dataset(recipe.dataset), sys.argv[2], prog
 
 
 def features():
-    """Ids alone: a fit of a second."""
+    """Return features of ids alone, which are fitted in a second."""
     user = ["user_id"] >> ops.Categorify() >> ops.TagAsUserID()
     item = ["item_id"] >> ops.Categorify() >> ops.TagAsItemID()
     device = ["device"] >> ops.Categorify() >> ops.AddTags([Tags.CONTEXT])
@@ -87,7 +87,7 @@ def dataset(recipe):
 
 
 def told(run):
-    """What a run says of its models, but for how long they took."""
+    """Return what a run records of its models, except for times."""
     parts = ("retrieval", "ranking")
     models = {name: file for name, file in run.record.files.items() if name.startswith(parts)}
     return models, {name: value for name, value in run.metrics.items() if name != "seconds"}
@@ -95,7 +95,7 @@ def told(run):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """Where a training was killed by SIGKILL, in the first epoch of the ranker."""
+    """Return the folder of a training killed by SIGKILL in the ranker's first epoch."""
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder / "run")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -105,7 +105,7 @@ def killed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(recipe, dataset, tmp_path_factory):
-    """What an uninterrupted training says of its models."""
+    """Return what an uninterrupted training records of its models."""
     return told(train_recipe(recipe, dataset, tmp_path_factory.mktemp("whole") / "run"))
 
 
@@ -131,7 +131,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_not(recipe, dataset, killed, c
 
 
 def test_a_model_goes_on_from_its_last_epoch(recipe, dataset, whole, tmp_path):
-    """Ended inside a model by an error, the last epoch's state is there, and no epoch is run again."""
+    """After an error inside a model, the last epoch's state is there, and no finished epoch is run again."""
 
     class Ended(Exception):
         pass
@@ -186,7 +186,7 @@ def test_another_version_of_torch_goes_on_and_the_run_says_so(recipe, dataset, c
 
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])
 def test_a_damaged_checkpoint_is_refused_before_anything_is_done(recipe, dataset, copied, tmp_path, how):
-    """One byte of a weight would go unseen, and give another model than an uninterrupted training."""
+    """One changed byte of a weight would otherwise go unnoticed and lead to another model."""
 
     def damage(file):
         whole = file.read_bytes()
@@ -256,7 +256,7 @@ def test_a_loss_that_is_no_number_says_where(recipe):
 
 
 def test_large_tables_learn_as_the_formula_says_row_by_row():
-    """Against every row in every step, literally; the average of all steps included."""
+    """Compare with the formula, which updates every row in every step, including the average of all steps."""
     rng = np.random.default_rng(0)
     rate, decay, keep, rows, width, steps = 0.05, 0.2, 0.6, 7, 3, 12
     table = nn.Embedding(rows, width, sparse=True)

@@ -1,4 +1,4 @@
-"""Every retrieval family keeps the contract; what is one family's own stands below its class."""
+"""Every retrieval family under its contract; tests of a single family follow its class."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class TestBPRMF(RetrievalContract):
 
 
 def rated(pairs: Pairs) -> Pairs:
-    """What was had got a 5; each who had anything had two items of every other taste too, and gave a 1."""
+    """Return pairs rated 5, plus pairs rated 1: for users with items, two of each other maker."""
     people = np.flatnonzero(pairs.lengths)[:, None]
     step = np.array([1, 2, 3, 5, 6, 7])
     others = (people + step) % GROUPS + GROUPS * ((people // GROUPS + step) % MINE)
@@ -119,7 +119,7 @@ class TestSoftmaxDNN(RetrievalContract):
 
 @pytest.mark.parametrize("family", [TestTwoTower, TestSoftmaxDNN])
 def test_new_users_and_new_items_are_known_by_their_features(family: Any) -> None:
-    """Ids that no training knew, without a history: of a user the taste is left, of an item the maker."""
+    """Without history and with ids unknown to training, the user's taste and the item's maker remain."""
     packed, pairs = world()
     tastes, users, unknown = np.arange(GROUPS), np.arange(USERS), np.full(GROUPS, 2)
     told = {"user_cat": np.stack([users % GROUPS, users], 1) + 3}

@@ -1,4 +1,4 @@
-"""Batches and lists, what is masked in them, and the served path in memory beside the plain reference."""
+"""Batches and lists, their masks, and the served path in memory compared with the plain reference."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_folds_are_even_for_each_user():
 
 
 class Table:
-    """A model that knows the queries of all users and the vectors of all items by heart."""
+    """A model that stores the queries of all users and the vectors of all items."""
 
     def __init__(self, queries, vectors):
         self.queries, self.vectors = queries, vectors
@@ -214,7 +214,7 @@ def test_candidates_equal_the_plain_reference(seed, candidates, quota, second, p
 
 
 class Backwards:
-    """A ranker whose two tasks turn retrieval's order round, and do nothing."""
+    """A ranker with two tasks: one reverses the order of retrieval, the other does nothing."""
 
     inputs = ("item_cat", "kept_score")
 
@@ -224,7 +224,7 @@ class Backwards:
 
 
 def test_a_source_in_memory_leaves_the_number_of_threads_alone():
-    """A judge opens one after each epoch; with other threads than it began with, training is another."""
+    """A judge opens a source after each epoch; changing the number of threads would change the training."""
     pairs, before = random_pairs(1), torch.get_num_threads()
     try:
         for threads in (1, 2):
@@ -256,7 +256,7 @@ def test_rules_the_cut_to_k_the_ranker_and_the_steps():
     assert kept["kept_row"].tolist() == [[0, 2, ITEMS]]
     assert kept["kept_score"].tolist() == [[4, 2, 0]]
     assert kept["kept_source"].tolist() == [[1, 2, 0]]
-    # Without a ranker the order is retrieval's; with one it is the ranker's first task, or the steps'.
+    # Without a ranker the order is retrieval's; with one it is that of the first task, or of the steps.
     assert ordering.order({}, kept).tolist() == [[0, 2, ITEMS]]
     assert OfflineOrdering(config, Backwards(), table).order({}, kept).tolist() == [[2, 0, ITEMS]]
     fair = ServingSettings(candidates=4, kept=3, rules=config.rules, reorder=(WeightedSum((-1.0, 0.0)),))

@@ -1,4 +1,4 @@
-"""What sequential families share: windows, prefixes, losses, and what is told before anything is trained."""
+"""Shared parts of sequential families: windows, prefixes, losses, and errors raised before training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_windows_find_each_item_once_and_show_what_is_right_before_it(
             at = np.flatnonzero(items == real[0])[0]
             np.testing.assert_array_equal(real, items[at : at + len(real)])
             assert len({*users[at : at + len(real)]}) == 1
-            # A window's first item is found from nothing only where it is a user's first.
+            # A window's first item is predicted from nothing only if it is the user's first.
             assert right[0] == (at == pairs.offsets[users[at]])
             found += window[right].tolist()
     assert sorted(found) == sorted(items.tolist())
@@ -54,7 +54,7 @@ def test_windows_find_each_item_once_and_show_what_is_right_before_it(
 
 @pytest.mark.parametrize("settings", EACH)
 def test_a_state_of_training_is_the_query_of_that_prefix(settings: Any) -> None:
-    """No state knows what is behind it: so training does not see what it shall find."""
+    """No state depends on later items, so training does not see the item that it predicts."""
     fitted = settings.fresh(BOTH)
     network = fitted.user_tower.eval()
     history = torch.from_numpy(np.random.default_rng(0).integers(3, 7, (3, 6, 2)))
@@ -86,7 +86,7 @@ def test_losses_are_their_formulas() -> None:
     whole = torch.cat([positive[:, None], others], 1)
     expected = torch.nn.functional.cross_entropy(whole, torch.zeros(5, dtype=torch.int64))
     torch.testing.assert_close(sampled_cross_entropy(positive, others, 4), expected)
-    # Each of 4 drawn out of 8 stands for two.
+    # Each of 4 drawn out of 8 counts twice.
     twice = torch.cat([whole, others], 1)
     expected = torch.nn.functional.cross_entropy(twice, torch.zeros(5, dtype=torch.int64))
     torch.testing.assert_close(sampled_cross_entropy(positive, others, 8), expected)
@@ -109,11 +109,11 @@ def test_histories_without_an_order_are_told_before_anything_is_trained(settings
 
 
 def test_histories_know_nothing_of_what_came_later(tmp_path: Path) -> None:
-    """Rows in any order, equal times, another zone: what was last is the test, what was before is known."""
+    """For any row order, equal times and another zone, the last event is the test and the rest is known."""
     rng = np.random.default_rng(2)
     owner = np.repeat(np.arange(USERS), 6)
     items = np.concatenate([rng.choice(ITEMS, 6, replace=False) for _ in range(USERS)])
-    seconds = 1_000_000_000 + rng.integers(0, 4, len(owner)) * 3_600  # many at once: the row decides
+    seconds = 1_000_000_000 + rng.integers(0, 4, len(owner)) * 3_600  # many at once, ordered by row
     rows = rng.permutation(len(owner))
     zone = pd.to_datetime(seconds, unit="s", utc=True).tz_convert("Pacific/Auckland")
     for name, ids in {"user": np.arange(USERS), "item": np.arange(ITEMS)}.items():
@@ -146,7 +146,7 @@ def test_histories_know_nothing_of_what_came_later(tmp_path: Path) -> None:
 def test_a_release_keeps_the_histories_that_were_trained_on(
     seed: int, count: int, moments: int, latest: int
 ) -> None:
-    """Rows in any order, many of one moment, and what users came back to."""
+    """With rows in any order, many at one time, and items that users came back to."""
     rng = np.random.default_rng(seed)
     users, items = rng.permutation(6), rng.permutation(5)
     names = {"user_id": users, "item_id": items, "timestamp": np.arange(moments)}

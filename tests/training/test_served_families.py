@@ -1,4 +1,4 @@
-"""Every family from training to what a caller gets: the release answers as the training's figures say."""
+"""Every family from training to the client: the release's answers match the figures of training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 BASE = load_recipe("synthetic")
 #: Length of the vectors that items have.
 LENGTH = 6
-#: What a family needs to be small, or to be told.
+#: Settings that make a family small, or that it needs for this data set.
 SMALL: dict[str, dict[str, Any]] = {
     **{name: {"l2": 5.0} for name in ("ease", "slim")},
     "vbpr": {"length": LENGTH, "vector_dimension": 4, "dimension": 16},
@@ -33,7 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    """Made-up tables, with ratings and with given vectors of items besides."""
+    """Return synthetic tables, with ratings and with given item vectors."""
     found, rng = load_dataset(Synthetic(users=120, items=80, interactions=2_500)), np.random.default_rng(0)
     vectors = list(rng.normal(size=(len(found.items), LENGTH)).astype(np.float32))
     ratings = rng.integers(1, 6, len(found.interactions)).astype(np.float64)
@@ -45,14 +45,14 @@ def dataset() -> Dataset:
 
 
 def features() -> Any:
-    """Return the recipe's graph, with the given vectors."""
+    """Return the recipe's graph, extended by the given vectors."""
     from nvtabular import ops
 
     return BASE.features() + (["embedding"] >> ops.TagAsItemFeatures())
 
 
 def small(table: Any, name: str) -> Any:
-    """Return a family's settings that are trained in a moment."""
+    """Return a family's settings that train in a moment."""
     settings = table.find(name)()
     fields = settings.__struct_fields__
     changes = {"max_epochs": 2, "embedding_dimension": 8, "trees_per_epoch": 5, **SMALL.get(name, {})}
@@ -60,7 +60,7 @@ def small(table: Any, name: str) -> Any:
 
 
 def hold(recipe: Recipe, dataset: Dataset, folder: Path) -> None:
-    """Train, export with verification, and ask for everybody: the figures are those of the training."""
+    """Train, export with verification, and recommend to all users: the figures must equal the training's."""
     run = train_recipe(recipe, dataset, folder / "run")
     ensemble = LocalEnsemble(export_run(run, folder / "release").path)
     data = EvaluationData.from_run(run)

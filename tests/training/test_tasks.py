@@ -1,4 +1,4 @@
-"""Objectives and sampling, each against a plain reference."""
+"""Objectives and sampling, each compared with a plain reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sigmoid(value: float) -> float:
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[torch.Tensor, ...]:
-    """Scores of positives and negatives, which negatives are real, and weights."""
+    """Return scores of positives and negatives, a mask of real negatives, and weights."""
     rng = np.random.default_rng(0)
     arrays = rng.normal(size=5), rng.normal(size=(5, 3)), rng.random((5, 3)) < 0.7, rng.random(5)
     return tuple(map(torch.tensor, arrays))

@@ -33,7 +33,7 @@ from tiercel_serving.verify.compare import TOP, same_top
 pytestmark = pytest.mark.tensorrt
 
 RTX = FLAVOURS["tensorrt_rtx"]
-#: How many candidates are ranked: enough that ten of them are the best.
+#: Number of ranked candidates, enough for a top ten.
 K = 60
 REQUESTS = 1000
 
@@ -57,13 +57,13 @@ def in_every_precision(module: Any, folder: Path, specs: dict[str, TensorSpec]) 
 
 
 def ranking_specs() -> dict[str, TensorSpec]:
-    """The tensors of the contract, with :data:`K` candidates."""
+    """Return the specs of the contract's tensors, with :data:`K` candidates."""
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in drawn(1, count=K).items()}
     return {name: TensorSpec(name, spec.dtype, shapes[name]) for name, spec in SPECS.items()}
 
 
 def hold(suite: type[RankingContract], folder: Path, settings: Any) -> None:
-    """A ranker builds, and rounded to half precision it puts the same ten on top as torch."""
+    """Check that a ranker builds, and that in half precision its ten best are those of torch."""
     module = frozen(suite().built(settings))
     in_every_precision(module, folder, ranking_specs())
     requests = drawn(REQUESTS, seed=9, count=K)
@@ -77,8 +77,8 @@ def hold(suite: type[RankingContract], folder: Path, settings: Any) -> None:
     assert shares["bf16"] >= LEAST["bf16"], shares
 
 
-#: Weights are drawn, not trained: nothing sets the tenth of sixty candidates apart from the eleventh, and
-#: BF16's eight bits swap more of them than of a trained ranker's, which an export holds to 99%.
+#: Weights are random, not trained, so the tenth of sixty candidates is hardly better than the eleventh, and
+#: BF16's eight bits swap more of them than with a trained ranker, for which an export requires 99%.
 LEAST = {"fp16": 0.99, "bf16": 0.9}
 
 SUITES = {RANKING_FAMILIES.name_of(suite.settings): suite for suite in RankingContract.__subclasses__()}
@@ -103,13 +103,13 @@ def test_every_ranking_family_is_built(family: str, tmp_path: Path) -> None:
 
 
 def test_one_small_family_is_built(tmp_path: Path) -> None:
-    """The others are exported with ``--slow``: what is dear is torch's export, not the builder."""
+    """The others are exported with ``--slow``; torch's export is slow, not the builder."""
     suite = test_ranking_families.TestDLRM
     in_every_precision(frozen(suite().built(suite.settings)), tmp_path, ranking_specs())
 
 
 def query_model(settings: Any) -> Any:
-    """The query model of a family that learned for an epoch from the contract's small world."""
+    """Return the query model of a family, trained for an epoch on the contract's small world."""
     packed, lists = world(from_history=False)
     users, places = np.nonzero(lists.weights)
     items = lists.rows[users, places]

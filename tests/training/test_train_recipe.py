@@ -1,4 +1,4 @@
-"""A whole training on a small synthetic data set, and the run it leaves."""
+"""A whole training on a small synthetic data set, and the run that it writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TWO_TOWER = TwoTower(dimension=16, embedding_dimension=16, max_epochs=8, task=Sa
 
 
 def small_recipe():
-    """String ids; ``test_train_variants.py`` has integers."""
+    """Return a recipe with string ids; ``test_train_variants.py`` has integer ids."""
     recipe = load_recipe("synthetic")
     return replace(
         recipe,

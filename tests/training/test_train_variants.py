@@ -1,4 +1,4 @@
-"""Recipes of other forms, trained in a second or two: no ranker, several retrieval models, interruptions."""
+"""Variants of recipes, trained in a second or two: no ranker, several retrieval models, interruptions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def quick(**changes):
 
 @pytest.fixture(scope="module", autouse=True)
 def _cached_fit() -> Iterator[None]:
-    """Most of these trainings differ in what comes after the workflow."""
+    """Most of these trainings differ only after the fit of the workflow."""
     with cached_fit():
         yield
 
@@ -93,7 +93,7 @@ def test_without_a_ranker_retrievals_order_is_the_order_and_no_fold_is_trained(d
 
 
 def test_users_with_one_interaction_or_none_and_items_nobody_has_are_trained_around(dataset, tmp_path):
-    """Item-item weights, a factorisation and towers, whose scores are added up; every item keeps its row."""
+    """Item-item weights, a factorisation and towers, with blended scores; every item keeps its row."""
     frame = dataset.interactions
     lonely, nobody = dataset.users["user_id"].iloc[:2]
     unwanted = dataset.items["item_id"].iloc[:3]
@@ -127,7 +127,7 @@ BLENDED = {
     "serving": replace(
         SERVING,
         sources=(ItemWeights("ease"), Index("als", quota=8), Popular(quota=0)),
-        # ALS of one epoch knows little, and would drown the other.
+        # After one epoch ALS knows little, and would outweigh the other.
         blend=(("ease", 1.0), ("als", 16.0)),
     ),
     "training": TrainingSettings(choose_blend=True),
@@ -135,7 +135,7 @@ BLENDED = {
 
 
 class Contrary:
-    """A model that scores every item the other way about."""
+    """A model with all scores negated."""
 
     def __init__(self, fitted):
         self.fitted, self.form = fitted, fitted.form
@@ -254,7 +254,7 @@ def test_a_training_checks_its_recipe_once(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "check_recipe", check)
     counted = quick(features=features, ranking=None)
     train_recipe(counted, dataset, tmp_path / "r")
-    assert (len(checked), len(built)) == (1, 2)  # the graph is built to be checked, and to be fitted
+    assert (len(checked), len(built)) == (1, 2)  # the graph is built for the check and for the fit
     wrong = replace(counted, serving=ServingSettings(kept=300))
     with pytest.raises(RecipeError, match=r"serving\.kept"):
         train_recipe(wrong, dataset, tmp_path / "wrong")
@@ -282,7 +282,7 @@ def test_an_interrupt_leaves_nothing(dataset, tmp_path, monkeypatch, stop_at):
 
 @pytest.mark.parametrize("by", ["random", "time"])
 def test_offline_figures_of_what_comes_again_are_those_of_the_served(dataset, tmp_path, by):
-    """Each user's request says the time of the test; a wrong time, or none, gives other figures."""
+    """Each user's request sends the time of the test; another time, or none, would change the figures."""
     rng = np.random.default_rng(5)
     once = dataset.interactions
     later = once.assign(timestamp=once["timestamp"] + rng.integers(1, 200, len(once)) * 86_400)
@@ -299,7 +299,7 @@ def test_offline_figures_of_what_comes_again_are_those_of_the_served(dataset, tm
     again = run.test.merge(run.interactions, on=["user_id", "item_id"])[
         ["user_id", "item_id"]
     ].drop_duplicates()
-    assert len(again) > data.left_out  # some of what users had is to be found
+    assert len(again) > data.left_out  # some of the items to be found were consumed before
     export_run(run.path, tmp_path / "release", verify=False)
     ensemble = LocalEnsemble(tmp_path / "release")
     figures = evaluate_served(ensemble, data).figures

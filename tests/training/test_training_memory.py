@@ -1,4 +1,4 @@
-"""What a training holds for each further interaction, seen from the peak of a process of its own."""
+"""The memory of a training per further interaction, from the peak of its own process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from peak_memory import peak_bytes
 
-#: Trains on so many interactions into a folder, and says how many there were.
+#: Trains on a given number of interactions into a folder, and prints their number.
 TRAINED = """
 import sys
 from tiercel_pipelines.data import load_dataset
@@ -27,8 +27,8 @@ train_recipe(recipe, dataset, sys.argv[2])
 print(len(dataset.interactions))
 """
 
-#: Most bytes an interaction may cost: the data set has 40, the arrays that are learned from 90, and there is
-#: what is made of them for a moment.
+#: Memory limit per interaction, in bytes: 40 in the data set, 90 in the arrays to learn from, and the rest
+#: for temporary arrays.
 MOST_BYTES = 250
 
 

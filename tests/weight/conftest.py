@@ -1,4 +1,4 @@
-"""One wheel, one release and two environments: all that this folder's tests share."""
+"""Fixtures: one wheel, one release and two environments, shared by this folder's tests."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SOURCES = ("client", "export", "pipelines", "serving", "pyproject.toml", "README
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy: the builder leaves a folder beside its sources."""
+    """Build the wheel from a copy, because the build leaves a folder beside the sources."""
     source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
-    # With the setuptools that is here: to install another first takes longer than to build.
+    # With the installed setuptools: installing another one takes longer than the build.
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", made]
     command = [sys.executable, "-m", "pip", "wheel", *options, source]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -34,13 +34,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def release(text_release: Path) -> Path:
-    """A release that this Python exported; those that serve and verify it are others."""
+    """Return a release exported by this Python; other Pythons serve and verify it."""
     return text_release
 
 
 @pytest.fixture(scope="session")
 def host(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """A serving host: ``pip install "tiercel[server]"`` in the newest Python that can have that Triton."""
+    """Install ``tiercel[server]`` in the newest Python that supports the embedded Triton: a serving host."""
     python = newest(WITH_TRITON, library=True)
     if python is None:
         pytest.skip("no Python 3.10 to 3.12 with a shared libpython on this machine")
@@ -51,7 +51,7 @@ def host(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 @pytest.fixture(scope="session")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Bare:
-    """``pip install tiercel`` in the newest Python that Tiercel is promised for, and what it answered."""
+    """Install ``tiercel`` alone in the newest supported Python, and record what its command answers."""
     python = newest(ALL)
     assert python is not None
     environment = Environment(tmp_path_factory.mktemp("light") / "venv", python)
@@ -63,16 +63,16 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Bare:
 
 @pytest.fixture(scope="session")
 def light(bare: Bare, wheel: Path) -> Environment:
-    """The same environment after ``pip install "tiercel[commands]"``: a host with a Triton of its own."""
+    """Return it after ``pip install "tiercel[commands]"``, as on a host that brings its own Triton."""
     bare.environment.install_quickly(f"tiercel[commands] @ {wheel.as_uri()}")
     return bare.environment
 
 
 @pytest.fixture(scope="session")
 def server(host: Environment, release: Path) -> Iterator[dict[str, Any]]:
-    """The host's own ``tiercel serve`` on free ports, and what it says about itself.
+    """Run the host's ``tiercel serve`` on free ports, and yield its JSON document.
 
-    On Tiercel's runner, in the wheel that another Python built.
+    It uses Tiercel's own runner if there is a C compiler, from the wheel that another Python built.
     """
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     runner = "tiercel" if shutil.which("cc") else "python"

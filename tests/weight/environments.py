@@ -1,4 +1,4 @@
-"""The Pythons of this machine, and fresh virtual environments of them that hold what an extra installs."""
+"""The Pythons of this machine, and fresh virtual environments with just what an extra installs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-#: Pythons that the embedded Triton's wheel can be installed on, and those of everything else that serves.
+#: Lowest and highest Python for the embedded Triton's wheel, and for everything else that serves.
 WITH_TRITON, ALL = ((3, 10), (3, 12)), ((3, 10), (3, 13))
 
-#: Asks a Python what it is; one that cannot be started or has no venv says nothing.
+#: Prints a Python's properties; one that cannot start or has no venv prints nothing.
 ASK = """
 import json, sys, sysconfig, venv
 folders = [sysconfig.get_config_var("LIBDIR") or "", sysconfig.get_config_var("LIBPL") or ""]
@@ -25,7 +25,7 @@ print(json.dumps([sys.version_info[:2], sys.base_prefix, folders]))
 
 @dataclass(frozen=True)
 class Python:
-    """An interpreter, and whether it comes with the shared library that Triton's Python backend loads."""
+    """An interpreter, and whether it has the shared library that Triton's Python backend loads."""
 
     executable: Path
     version: tuple[int, int]
@@ -34,7 +34,7 @@ class Python:
 
 @cache
 def pythons() -> tuple[Python, ...]:
-    """Every Python of this machine from 3.10 on, newest first: on PATH, pyenv's, and beside this one."""
+    """Return every Python from 3.10 on, newest first: on PATH, of pyenv, and beside this one."""
     on_path = (shutil.which(f"python3.{minor}") for minor in range(10, 30))
     candidates = [Path(sys.executable), *(Path(found) for found in on_path if found)]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -58,7 +58,7 @@ def _ask(path: Path) -> Python | None:
 
 
 def newest(versions: tuple[tuple[int, int], tuple[int, int]], *, library: bool = False) -> Python | None:
-    """The newest Python from one version to another; None where the machine has none."""
+    """Return the newest Python within a range of versions, or None."""
     lowest, highest = versions
     fitting = (python for python in pythons() if lowest <= python.version <= highest)
     return next((python for python in fitting if python.has_library or not library), None)
@@ -66,7 +66,7 @@ def newest(versions: tuple[tuple[int, int], tuple[int, int]], *, library: bool =
 
 @dataclass
 class Environment:
-    """A fresh virtual environment, without pip, and without anything of the one that runs the tests."""
+    """A fresh virtual environment without pip, isolated from the one that runs the tests."""
 
     folder: Path
     python: Python
@@ -74,19 +74,19 @@ class Environment:
 
     def __post_init__(self) -> None:
         foreign = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
-        # pip compiles nothing here, so the first program that imports a module does, for all that follow.
+        # pip compiles nothing here, so the first program that imports a module does it for all later ones.
         foreign.add("PYTHONDONTWRITEBYTECODE")
         self.variables = {name: value for name, value in os.environ.items() if name not in foreign}
         self._run([self.python.executable, "-m", "venv", "--without-pip", self.folder])
 
     def install(self, requirement: str) -> None:
-        """Install with the pip that runs the tests, as it is configured."""
+        """Install with the pip of the tests' environment, in its configuration."""
         options = ["--quiet", "--no-compile", "--disable-pip-version-check"]
         pip = [sys.executable, "-m", "pip", "--python", self.folder / "bin" / "python"]
         self._run([*pip, "install", *options, requirement])
 
     def install_quickly(self, requirement: str) -> None:
-        """Install with uv, ten times as fast; with pip where uv, which reads no pip.conf, finds no index."""
+        """Install with uv, ten times as fast; with pip if uv, which ignores pip.conf, finds no index."""
         uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", self.folder, requirement]
         if subprocess.run(uv, capture_output=True, env=self.variables, cwd="/").returncode:
             self.install(requirement)
@@ -96,7 +96,7 @@ class Environment:
         assert done.returncode == 0, done.stderr
 
     def tiercel(self, *arguments: object, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run this environment's own command to its end."""
+        """Run this environment's own command until it ends."""
         return self._ask([self.command, *map(str, arguments)], timeout_s)
 
     @property
@@ -104,7 +104,7 @@ class Environment:
         return str(self.folder / "bin" / "tiercel")
 
     def says(self, code: str) -> str:
-        """What a program of this environment's own Python prints."""
+        """Return the output of a program run by this environment's Python."""
         done = self._ask([str(self.folder / "bin" / "python"), "-c", code], 60.0)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -115,7 +115,7 @@ class Environment:
         )
 
     def distributions(self) -> dict[str, str]:
-        """Name → version of what is installed."""
+        """Return name → version of the installed distributions."""
         code = (
             "import json, importlib.metadata as m\n"
             "print(json.dumps({d.name.lower().replace('_', '-'): d.version for d in m.distributions()}))"
@@ -124,9 +124,9 @@ class Environment:
         return found
 
     def size_mb(self) -> float:
-        """MB, as ``du -m`` has them, of its files and of the byte code that pip writes when it is let.
+        """Return the size in MB (2**20 bytes) of its files, plus that of the byte code that pip would write.
 
-        That code takes 1.2 times its source: 38 beside 32 MB in the environment of ``tiercel[server]``.
+        Byte code takes 1.2 times its source: 38 besides 32 MB in the environment of ``tiercel[server]``.
         """
         files = (file for file in self.folder.rglob("*") if file.is_file() and not file.is_symlink())
         total = 0.0
@@ -138,10 +138,10 @@ class Environment:
 
 @dataclass
 class Bare:
-    """What an environment was like before anything but the client was installed."""
+    """An environment's state before anything but the client was installed."""
 
     environment: Environment
     distributions: dict[str, str]
-    #: Command line → what ``tiercel`` made of it.
+    #: Command line → the result of ``tiercel`` with it.
     answers: dict[str, subprocess.CompletedProcess[str]]
     client: str

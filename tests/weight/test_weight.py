@@ -1,6 +1,6 @@
-"""The law of weight, in environments that hold no more than an extra installs, on a real release.
+"""The law of weight, in environments that contain only what an extra installs, on a real release.
 
-The release is exported by the Python that runs the tests; those that serve, verify and ask are others.
+The Python of the tests exports the release; others serve it, verify it and send requests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from environments import Bare, Environment
 
-#: None of these is on a host that serves.
+#: None of these may be on a serving host.
 HEAVY = {"torch", "pandas", "nvtabular", "merlin-core", "dask", "numba", "pyarrow", "onnx", "scipy"}
 LIMIT_MB = 500
 
@@ -45,7 +45,7 @@ def test_a_serving_host_verifies(host: Environment, release: Path) -> None:
 
 
 def test_a_serving_host_serves(host: Environment, server: dict[str, Any]) -> None:
-    """In a Python of its own, which the runner loads; over gRPC, by its own client."""
+    """In its own Python, which the runner loads; requests go over gRPC by the host's own client."""
     assert emitted(host.tiercel("health", server["grpc"], "--json"))["healthy"]
     answer = emitted(host.tiercel("recommend", "--user", server["user"], "--url", server["grpc"], "--json"))
     assert answer["status"] == "known"
@@ -77,7 +77,7 @@ def test_the_bare_install_says_what_to_install(bare: Bare) -> None:
 
 
 def test_stages_and_verification_run_on_numpy_2(light: Environment, release: Path) -> None:
-    """Promotion of scalars differs there, and the golden vectors were made on NumPy 1."""
+    """NumPy 2 promotes scalars differently, and the golden vectors were made with NumPy 1."""
     installed = light.distributions()
     assert installed["numpy"].startswith("2.")
     assert not {*HEAVY, "nvidia-pytriton"} & set(installed)
