@@ -53,7 +53,7 @@ class BoostItems(Settings, frozen=True, tag="boost_items"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
@@ -96,7 +96,7 @@ def unfit_values(columns: Mapping[str, Column], column: str, values: Sequence[An
 
 
 class Boosted:
-    """Which items ``[I + 1]`` are boosted, and by how much."""
+    """The opened step: which items ``[I + 1]`` are boosted, and by how much."""
 
     def __init__(self, boosted: npt.NDArray[np.bool_], by: Amount) -> None:
         self.boosted, self.by = boosted, by

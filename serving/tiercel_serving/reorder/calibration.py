@@ -63,7 +63,7 @@ class Calibration(Settings, frozen=True, tag="calibration"):
         return ("history_row", "history_length")
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:

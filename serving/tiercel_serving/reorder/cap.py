@@ -51,7 +51,7 @@ class Cap(Settings, frozen=True, tag="cap"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:

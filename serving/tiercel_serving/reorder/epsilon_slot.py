@@ -51,7 +51,7 @@ class EpsilonSlot(Settings, frozen=True, tag="epsilon_slot"):
         return [*out_of_range(self, {"place": COUNT}), *amounts]
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def open(self, columns: Mapping[str, Column]) -> Slot:

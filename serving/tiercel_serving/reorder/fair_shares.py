@@ -66,7 +66,7 @@ class FairShares(Settings, frozen=True, tag="fair_shares"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:

@@ -56,7 +56,7 @@ class Freshness(Settings, frozen=True, tag="freshness"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:

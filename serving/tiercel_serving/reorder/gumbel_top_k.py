@@ -52,7 +52,7 @@ class GumbelTopK(Settings, frozen=True, tag="gumbel_top_k"):
         return list(amount_problems(self, amounts, optional=("seed",)))
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def open(self, columns: Mapping[str, Column]) -> PlackettLuce:

@@ -55,7 +55,7 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:

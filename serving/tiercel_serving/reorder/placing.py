@@ -110,7 +110,7 @@ class Line:
             left[at, picks] = False
             others = left.reshape(-1).nonzero()[0].reshape(users, -1) - at * width
             return unsorted(falling, pick(self.order, np.concatenate([picks, others], axis=1)))
-        # One place more, for picks of nothing.
+        # One extra place, for missing picks.
         place = np.full((users, width + 1), -1)
         place[at, picks] = np.arange(picks.shape[1])
         place = place[:, :width]

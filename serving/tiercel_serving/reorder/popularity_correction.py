@@ -61,7 +61,7 @@ class PopularityCorrection(Settings, frozen=True, tag="popularity_correction"):
         return (self.source,) if self.source else ()
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:

@@ -37,7 +37,7 @@ class ScoreFloor(Settings, frozen=True, tag="score_floor"):
         return list(amount_problems(self, {"least": _ANY}))
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def open(self, columns: Mapping[str, Column]) -> Floor:

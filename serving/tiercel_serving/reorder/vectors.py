@@ -58,7 +58,7 @@ class OfVectors(Settings, frozen=True):
         return [Problem("column", "expected a source or a column, one of both", "name source= or column=")]
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:

@@ -34,7 +34,7 @@ class Compare(Settings, frozen=True, tag="compare"):
     Parameters
     ----------
     name
-        What ``--explain`` calls it.
+        Its name in ``--explain``.
     column
         A raw item column.
     operator

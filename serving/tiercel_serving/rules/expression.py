@@ -33,7 +33,7 @@ class Expression(Settings, frozen=True, tag="expression"):
     Parameters
     ----------
     name
-        What ``--explain`` calls it.
+        Its name in ``--explain``.
     expression
         The condition.
     """

@@ -24,9 +24,9 @@ class HistorySums(Settings, frozen=True):
     Parameters
     ----------
     name
-        What ``--explain`` calls it; the retrieval model of this name feeds it.
+        Its name in ``--explain``; the retrieval model of this name feeds it.
     quota
-        How many candidates it may give; None is whatever the other quotas leave.
+        Number of candidates that it may give; None is what the other quotas leave.
     """
 
     name: str

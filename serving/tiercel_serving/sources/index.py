@@ -57,9 +57,9 @@ class Index(Settings, frozen=True, tag="index"):
     Parameters
     ----------
     name
-        What ``--explain`` calls it; the retrieval model of this name gives queries and item vectors.
+        Its name in ``--explain``; the retrieval model of this name gives queries and item vectors.
     quota
-        How many candidates it may give; None is whatever the other quotas leave.
+        Number of candidates that it may give; None is what the other quotas leave.
     factory
         A FAISS factory string: ``Flat`` (exact), ``IVF256,Flat``, ``HNSW32`` and so on.
     parameters

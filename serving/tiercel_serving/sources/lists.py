@@ -28,9 +28,9 @@ class Lists(Settings, frozen=True, tag="lists"):
     Parameters
     ----------
     name
-        What ``--explain`` calls it; the retrieval model of this name gives queries, keys and lists.
+        Its name in ``--explain``; the retrieval model of this name gives queries, keys and lists.
     quota
-        How many candidates it may give; None is whatever the other quotas leave.
+        Number of candidates that it may give; None is what the other quotas leave.
     """
 
     name: str

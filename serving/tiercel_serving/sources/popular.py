@@ -33,9 +33,9 @@ class Popular(Settings, frozen=True, tag="popular"):
     Parameters
     ----------
     name
-        What ``--explain`` calls it.
+        Its name in ``--explain``.
     quota
-        How many candidates it may give; None is whatever the other quotas leave.
+        Number of candidates that it may give; None is what the other quotas leave.
     half_life_days
         Age in days at which an interaction counts half; it needs timestamps. None counts all alike.
     """

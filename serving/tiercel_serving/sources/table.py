@@ -160,7 +160,7 @@ class SourceKind(Protocol):
 
     @property
     def quota(self) -> int | None:
-        """Number of candidates that it may return; None is whatever the other quotas leave."""
+        """Number of candidates that it may give; None is what the other quotas leave."""
         ...
 
     def problems(self) -> list[Problem]:

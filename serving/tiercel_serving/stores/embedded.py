@@ -155,7 +155,7 @@ class Overlay:
         return bool((self._folder / _DATA).stat().st_size < pages * self._env.stat()["psize"])
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the record of each key from one snapshot; None where there is none."""
+        """Return the record of each key from one snapshot; None if there is none."""
         try:
             # The transaction ends when its last reference is dropped, here at once; faster than a with block.
             return [*map(self._env.begin().get, keys)]

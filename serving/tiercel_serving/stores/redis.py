@@ -1,8 +1,8 @@
 """``redis``: live values in Redis or Valkey, shared by several machines.
 
-A user's record is one value under one key. So a batch is read by one command in one round trip, and no two
-keys must be on the same node of a cluster. A record is changed by compare-and-set: it is read, and a script
-writes the new record if the old one is still there. Every read has a deadline (``deadline.py``).
+A user's record is one value under one key. So a batch is read by one command in one round trip, and keys may
+be on different nodes of a cluster. A record is changed by compare-and-set: it is read, and a script writes
+the new record if the old one is still there. Every read has a deadline (``deadline.py``).
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class RedisRecords:
         self._timely = DeadlineReader(self._named, reader.get, reader.ping, timeout_s, settings.retry_s)
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the record of each key, within the deadline; None where there is none."""
+        """Return the record of each key, within the deadline; None if there is none."""
         return self._timely.read(keys)
 
     def change(self, changes: Sequence[tuple[bytes, Change]]) -> None:
@@ -222,7 +222,7 @@ class _Connection:
             return RedisCluster.from_url(self._url, retry=Retry(NoBackoff(), 3), **self._options)
 
     def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the record of each key; None where there is none."""
+        """Return the record of each key; None if there is none."""
         names = [self._prefix + key for key in keys]
         with _faults(self.named):
             if not self.cluster:

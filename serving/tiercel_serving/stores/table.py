@@ -43,7 +43,7 @@ class Records(Protocol):
     """An opened store: records by key. Keys are 1 to 500 bytes."""
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the record of each key, all read at once; None where there is none.
+        """Return the record of each key, all read at once; None if there is none.
 
         Raises
         ------
