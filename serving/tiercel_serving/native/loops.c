@@ -1,4 +1,5 @@
-/* Runs a dense model as a list of loops over numbers, user by user; engines/loops.py writes the list.
+/* Runs a dense model as a list of loops over numbers, user by user. The export writes the list, and
+ * engines/loops.py opens it.
  *
  * Every loop is of one kind, over at most four axes. Its operands have strides, so views need no copies, and
  * intermediate results of one user stay in the cache. The list guarantees that no loop leaves its arrays.
