@@ -1,1 +1,1 @@
-"""What runs inside Triton: pure functions over NumPy arrays, and one thin adapter to Triton."""
+"""Everything that a serving host needs: release format, stages as pure functions, and the Triton adapter."""

@@ -1,4 +1,4 @@
-"""A column as the feature program and the stores see it: values, what is null, and where lists end."""
+"""Columns as used by feature programs and stores: values, validity, and offsets of lists."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ class Column:
     ----------
     values
         ``[n]`` for a scalar column, the flat elements of all rows for a list column. Strings are an
-        object array of ``bytes`` (UTF-8); every other kind is a plain NumPy dtype. What stands at a
-        null's place is unspecified.
+        object array of ``bytes`` (UTF-8); every other kind is a plain NumPy dtype. The value at a null's
+        place is unspecified.
     valid
-        Boolean, as long as there are values; False is null. None means that nothing is null, except NaN
-        in a float column, which is always null.
+        Boolean, one per value; False is null. None means that nothing is null, except NaN in a float column,
+        which is always null.
     offsets
         ``[n + 1]`` int64 for a list column: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``.
         None for a scalar column.
     row_valid
-        For a list column, ``[n]`` boolean; False is a null list (not an empty one). None means none.
+        For a list column, ``[n]`` boolean; False is a null list (not an empty one). None means that no list
+        is null.
     text_offsets
-        ``[m + 1]`` int64 for *packed text*, which only feature programs take: ``values`` is then uint8,
+        ``[m + 1]`` int64 for *packed text*, which only feature programs accept: ``values`` is then uint8,
         the bytes of all m strings, and value ``i`` is ``values[text_offsets[i]:text_offsets[i + 1]]``.
-        Vocabularies look it up without a Python object for each string. None for any other column.
+        Vocabularies look it up without a Python object per string. None for any other column.
     """
 
     values: Array
@@ -69,7 +70,7 @@ def null_column(dtype: str, is_list: bool, n: int) -> Column:
 
 
 def with_null_row(column: Column) -> Column:
-    """Return the column with one null row more: what nobody's, or the pad item's, row holds."""
+    """Return the column with a null row appended: the row of unknown users, or the pad row of items."""
     n = len(column)
     if column.offsets is not None:
         valid = np.ones(n, np.bool_) if column.row_valid is None else column.row_valid
@@ -84,7 +85,7 @@ def with_null_row(column: Column) -> Column:
 
 
 def take_rows(column: Column, rows: npt.NDArray[np.int64]) -> Column:
-    """Return some rows of a column, in the order asked for."""
+    """Return some rows of a column, in the given order."""
     if column.offsets is None:
         return Column(column.values[rows], None if column.valid is None else column.valid[rows])
     starts = column.offsets[rows]
@@ -99,7 +100,7 @@ def take_rows(column: Column, rows: npt.NDArray[np.int64]) -> Column:
 
 
 def merge_rows(over: Column, under: Column, where: npt.NDArray[np.bool_]) -> Column:
-    """Return the rows of ``over`` where ``[n]`` says so, else those of ``under``, in its dtype."""
+    """Return the rows of ``over`` where ``where [n]`` is True, else those of ``under``, in its dtype."""
     merge = _merge_scalars if under.offsets is None else _merge_lists
     return merge(over, under, where)
 
@@ -137,7 +138,7 @@ def _filler(kind: np.dtype[Any], n: int) -> Array:
 
 
 def flat_ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the indexes of ``[n]`` ranges, end to end: ``starts[0], starts[0] + 1, …, starts[1], …``."""
+    """Return the concatenated indexes of ``[n]`` ranges: ``starts[0], starts[0] + 1, …, starts[1], …``."""
     if len(starts) == 1:
         start = int(starts[0])
         return np.arange(start, start + int(lengths[0]))

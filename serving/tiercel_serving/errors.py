@@ -1,4 +1,4 @@
-"""Every error of the serving package, in one tree.
+"""All errors of the serving package, in one tree.
 
 ::
 
@@ -6,28 +6,28 @@
     ├── RequestError            one request is at fault; its neighbours in the batch are not
     │   ├── InvalidRequest      the input can never be answered            (Triton: INVALID_ARG)
     │   └── UnknownId           something named in the request is missing  (Triton: NOT_FOUND)
-    ├── StageFailed             a stage broke on input that it had accepted       (Triton: INTERNAL)
-    ├── InvalidSettings         settings contradict themselves, or do not fit what they speak of
+    ├── StageFailed             a stage failed on input that it had accepted      (Triton: INTERNAL)
+    ├── InvalidSettings         settings contradict each other, or do not fit the data or model
     ├── KindUnavailable         a kind is unknown, or the library that it needs is not installed
     ├── ReleaseError            the release on disk is at fault
     │   ├── ReleaseMissing      there is no release where one was expected
-    │   ├── DestinationTaken    something is where a release shall be written
-    │   ├── ArtefactMissing     the manifest names a file that is not there
-    │   ├── ArtefactCorrupt     a file differs from what the manifest says
-    │   ├── ManifestInvalid     the manifest says something that cannot be
+    │   ├── DestinationTaken    something exists where a release is to be written
+    │   ├── ArtefactMissing     the manifest names a file that does not exist
+    │   ├── ArtefactCorrupt     a file differs from its description in the manifest
+    │   ├── ManifestInvalid     the manifest is not readable, or its contents are not valid
     │   ├── BuildMismatch       a file belongs to another build
-    │   ├── EngineMismatch      an engine was made for another device or library than there is
-    │   ├── EngineNotBuilt      an engine's file is to be built on the machine that will run it
+    │   ├── EngineMismatch      an engine was made for another device, library version or graph
+    │   ├── EngineNotBuilt      an engine must first be built on the machine that will run it
     │   ├── NewerFormat         written by a newer Tiercel than this one
     │   └── OlderFormat         written by an older Tiercel, in a format that is no longer read
     ├── StoreError              live values of users can't be read or written
     │   ├── StoreUnavailable    the store does not answer, or not in time
-    │   ├── StoreDamaged        what it holds is not what was written
-    │   └── StoreMismatch       it holds columns or ids of other types than the release's
+    │   ├── StoreDamaged        its contents differ from what was written
+    │   └── StoreMismatch       its columns or ids have other types than the release's
     ├── InvalidConfig           a generated model repository breaks one of Triton's rules
-    ├── VerificationFailed      what was compiled differs from its source
+    ├── VerificationFailed      a compiled part differs from its source
     ├── EngineBuildFailed       a graph could not be built into an engine
-    ├── DeviceUnavailable       there is no GPU that can be used, or it has too little memory left
+    ├── DeviceUnavailable       there is no usable GPU, or it has too little memory left
     ├── MachineFault            the disk, its permissions, the memory or a mount is at fault
     ├── ServerError             the inference server can't be started or does not answer
     │   ├── PortTaken           something else listens on the port
@@ -35,9 +35,9 @@
     │   ├── LibPythonMissing    this Python has no shared library, which Triton's Python backend needs
     │   └── ServerFailed        the server started and did not become healthy, or died
     └── BenchError              the benchmark can't be run, or what it printed can't be read
-        └── PerfAnalyzerMissing perf_analyzer can't be had on this machine
+        └── PerfAnalyzerMissing perf_analyzer is not available on this machine
 
-A message says the stage or file, what was expected, what came, and what to do.
+A message names the stage or file, what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TiercelError(Exception):
 
 
 class RequestError(TiercelError):
-    """One request is at fault. It gets this error; the rest of the batch is answered."""
+    """One request is at fault. It gets this error, and the rest of the batch is answered."""
 
 
 class InvalidRequest(RequestError):
@@ -60,7 +60,7 @@ class UnknownId(RequestError):
 
 
 class StageFailed(TiercelError):
-    """A stage broke on input that it had accepted: a bug, or a damaged machine."""
+    """A stage failed on input that it had accepted: a bug, or a faulty machine."""
 
     def __init__(self, stage: str, cause: Exception) -> None:
         super().__init__(f"stage {stage}: {type(cause).__name__}: {cause}; see the server's log")
@@ -68,7 +68,7 @@ class StageFailed(TiercelError):
 
 
 class InvalidSettings(TiercelError):
-    """Settings contradict themselves, or do not fit what they speak of."""
+    """Settings contradict each other, or do not fit the data or model that they refer to."""
 
 
 class KindUnavailable(TiercelError):
@@ -84,19 +84,19 @@ class ReleaseMissing(ReleaseError):
 
 
 class DestinationTaken(ReleaseError):
-    """Something is where a release shall be written."""
+    """Something exists where a release is to be written."""
 
 
 class ArtefactMissing(ReleaseError):
-    """The manifest names a file that is not there."""
+    """The manifest names a file that does not exist."""
 
 
 class ArtefactCorrupt(ReleaseError):
-    """A file differs from what the manifest or its own header says."""
+    """A file differs from its description in the manifest or in its own header."""
 
 
 class ManifestInvalid(ReleaseError):
-    """The manifest says something that cannot be."""
+    """The manifest is not readable, or its contents are not valid."""
 
 
 class BuildMismatch(ReleaseError):
@@ -104,11 +104,11 @@ class BuildMismatch(ReleaseError):
 
 
 class EngineMismatch(ReleaseError):
-    """A compiled engine is bound to another device, library version or graph than it meets here."""
+    """A compiled engine was made for another device, library version or graph than the present one."""
 
 
 class EngineNotBuilt(ReleaseError):
-    """An engine's file is not there yet: it is built on the machine that will run it."""
+    """An engine's file does not exist yet; it must be built on the machine that will run it."""
 
 
 class NewerFormat(ReleaseError):
@@ -128,7 +128,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """What the store holds is not what was written."""
+    """The store's contents differ from what was written."""
 
 
 class StoreMismatch(StoreError):
@@ -140,7 +140,7 @@ class InvalidConfig(TiercelError):
 
 
 class VerificationFailed(TiercelError):
-    """What was compiled differs from its source."""
+    """A compiled part differs from its source."""
 
 
 class EngineBuildFailed(TiercelError):
@@ -148,11 +148,11 @@ class EngineBuildFailed(TiercelError):
 
 
 class DeviceUnavailable(TiercelError):
-    """There is no GPU that can be used, its driver is too old, or it has too little memory left."""
+    """There is no usable GPU, its driver is too old, or it has too little memory left."""
 
 
 class MachineFault(TiercelError):
-    """The machine is at fault: a full disk, no permission, too little memory, a lost mount."""
+    """The machine is at fault: a full disk, a missing permission, too little memory, a lost mount."""
 
 
 class ServerError(TiercelError):
@@ -180,4 +180,4 @@ class BenchError(TiercelError):
 
 
 class PerfAnalyzerMissing(BenchError):
-    """perf_analyzer, or a library that it needs, cannot be had on this machine."""
+    """perf_analyzer, or a library that it needs, is not available on this machine."""

@@ -1,4 +1,4 @@
-"""Questions about the flags of a batch. Most are of one user, where a reduction of NumPy's is dear."""
+"""Reductions of a batch's flags. Most batches have one user, for whom a NumPy reduction is slow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 def some(flags: Flags) -> bool:
-    """Return whether one of the flags, of any shape, is set."""
+    """Return whether any of the flags, of any shape, is set."""
     return bool(flags.item() if flags.size == 1 else flags.any())
 
 

@@ -1,6 +1,6 @@
 """Tables of kinds: name → class, imported on use. Nothing registers itself.
 
-Whatever will have many variants (sources, rules, reorder steps, engines, stores; families and tasks in
+Each variant of something that has many (sources, rules, reorder steps, engines, stores; families and tasks in
 ``tiercel_pipelines``) is one file with one class, and one row in a literal table::
 
     SOURCES = Kinds("source", {"popular": Kind("tiercel_serving.sources.popular:Popular")})
@@ -30,9 +30,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     """Base of the settings of a kind, with defaults for methods that most kinds do not need."""
 
     def problems(self) -> list[Problem]:
-        """Return what makes no sense in the settings by themselves.
+        """Return what is wrong with the settings by themselves.
 
-        Their values are of the right types: what holds them has looked (:mod:`.mistyped`).
+        Their values have the right types: types are checked before (:mod:`.mistyped`).
         """
         return []
 
@@ -41,7 +41,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
         return ()
 
     def reads(self) -> tuple[str, ...]:
-        """Return the names of the tensors that it reads, besides those that its contract gives it."""
+        """Return the names of the tensors that it reads, besides those that its contract provides."""
         return ()
 
 
@@ -54,10 +54,10 @@ class Kind:
     path
         ``module:class``.
     extra
-        The extra that installs what it needs beyond its package.
+        The extra that installs the libraries it needs beyond those of its package.
     on_device
-        ``module:attribute`` that makes its form in torch, for targets whose stages run on a device; None has
-        none, and runs on the host.
+        ``module:attribute`` that makes its form in torch, for targets whose stages run on a device; None if
+        it has none and runs on the host.
     """
 
     path: str
@@ -66,13 +66,13 @@ class Kind:
 
 
 def imported(path: str) -> Any:
-    """Return what ``module:attribute`` names."""
+    """Import and return the object that ``module:attribute`` names."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 class Kinds(Generic[T]):
-    """A literal table of kinds: the word for a kind in messages, and name (the tag of its class) → row."""
+    """A literal table of kinds: ``what`` a kind is called in messages, and name (its class's tag) → row."""
 
     def __init__(self, what: str, rows: Mapping[str, Kind]) -> None:
         self.what = what
@@ -102,15 +102,15 @@ class Kinds(Generic[T]):
             ) from error
 
     def form(self, name: str) -> Any:
-        """Import what makes a kind's form on a device; None if it has none."""
+        """Import the attribute that makes a kind's device form; None if it has none."""
         path = self.rows[name].on_device
         return None if path is None else imported(path)
 
     @contextmanager
     def using(self, kind: object) -> Iterator[None]:
-        """Turn the error of a missing library into one that names the extra which installs it.
+        """Turn the error of a missing library into one that names the extra to install.
 
-        For imports of a kind, given by name or settings, that happen only when it is made or opened.
+        This is for imports that happen only when a kind, given by name or by settings, is made or opened.
 
         Raises
         ------
@@ -130,7 +130,7 @@ class Kinds(Generic[T]):
             ) from error
 
     def name_of(self, settings: object) -> str:
-        """Return the name of the row of a settings object's class; KindUnavailable if that is in none."""
+        """Return the name of the row of a settings object's class; raise KindUnavailable if there is none."""
         if (name := self.row_of(settings)) is not None:
             return name
         kind = type(settings)
@@ -140,20 +140,20 @@ class Kinds(Generic[T]):
         )
 
     def row_of(self, settings: object) -> str | None:
-        """Return the row of a value's class, which need not be imported, or None."""
+        """Return the name of the row of a value's class, or None; the table's classes are not imported."""
         path = f"{type(settings).__module__}:{type(settings).__qualname__}"
         return next((name for name, row in self.rows.items() if row.path == path), None)
 
     def class_names(self) -> dict[str, str]:
-        """Return the class name, which people write → the name of its row."""
+        """Return class name, as written in recipes → name of its row."""
         return {row.path.rpartition(":")[2]: name for name, row in self.rows.items()}
 
     def misfit(self, value: object, field: str) -> list[Problem]:
-        """Return the problem of a field's value that is not one of these kinds; none if it is."""
+        """Return the problem of a field's value that is not one of these kinds; nothing if it is."""
         if self.row_of(value) is not None:
             return []
         names = self.class_names()
-        # Somebody may have written a row's name for its class, or the class without parentheses.
+        # The value may be a row's name instead of its class, or the class without parentheses.
         spelled = {spelling.lower(): name for name, row in names.items() for spelling in (row, name)}
         written = value.__name__ if isinstance(value, type) else str(value)
         close = [spelled[near] for near in get_close_matches(written.lower(), spelled, n=1)] or list(names)
@@ -166,9 +166,9 @@ class Kinds(Generic[T]):
         Raises
         ------
         ValueError
-            There is no such kind, or the data does not fit; in the words of the codec.
+            There is no such kind, or the data does not fit; the message is the codec's.
         KindUnavailable
-            The kind can't be had on this machine.
+            The kind is not available on this machine.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
             raise ValueError(f"expected an object with the kind of a {self.what}, got {data!r}")

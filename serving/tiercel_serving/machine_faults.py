@@ -1,7 +1,7 @@
-"""Faults of the machine, told from our own: a full disk, no permission, too little memory, a lost mount.
+"""Detection of the machine's faults: a full disk, a missing permission, too little memory, a lost mount.
 
-Libraries raise them in many forms: some without a number, some without a file, some as text alone. The
-message says where, what was needed and what there was.
+Libraries raise them in many forms: some without an errno, some without a file, some only as text. Messages
+say where the fault is, what was needed and what was available.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .errors import MachineFault, TiercelError
 
-#: Numbers of the operating system's errors, by what they mean.
+#: Kind of fault → errno values.
 _NUMBERS: Mapping[str, tuple[int, ...]] = {
     "space": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     "permission": (errno.EACCES, errno.EPERM, errno.EROFS),
@@ -32,36 +32,41 @@ _NUMBERS: Mapping[str, tuple[int, ...]] = {
 }
 _KINDS = {number: kind for kind, numbers in _NUMBERS.items() for number in numbers}
 
-#: Numbers that no socket gives: where no file is named, one was open.
+#: Errno values that never come from sockets, so that an error without a file name is still about a file.
 _OF_FILES = (errno.EROFS, errno.EIO, errno.ESTALE)
 
-#: A number in the words of an error that carries none; NumPy's words for a file that could not be written
-#: whole; and those of libraries without memory.
+#: An errno in the message of an error without one; NumPy's message for a file that was written only in part;
+#: and messages of libraries that are out of memory.
 _IN_WORDS = re.compile(r"\b(?:os error|errno|Errno) (\d+)\b")
 _WRITTEN_IN_PART = re.compile(r"\d+ requested and \d+ written")
 _NO_MEMORY = re.compile(
     r"can't allocate memory|[Cc]annot allocate memory|[Ff]ailed to allocate memory|bad_alloc|out of memory"
     r"|failed to map segment from shared object|can't start new thread"
-    # What compilers say, and those that put an error's type into words of their own.
+    # Messages of compilers, and of libraries that quote an error's type in a message of their own.
     r"|virtual memory exhausted|Killed signal terminated program|\bMemoryError\b"
 )
 
-#: What Python says where no folder for temporary files takes one; it tries each, and tells no reason.
+#: Python's message if no temporary folder is usable; it tries several, and gives no reason.
 _NO_TEMPORARY = "No usable temporary directory found"
 
 
 @contextlib.contextmanager
 def machine_faults(folder: Path, doing: str, written: Path | None = None) -> Iterator[None]:
-    """Turn what the machine did to a block into :class:`~tiercel_serving.errors.MachineFault`.
+    """Turn the machine's faults in a block into :class:`~tiercel_serving.errors.MachineFault`.
 
     Parameters
     ----------
     folder
-        Where the block writes, as people know it.
+        The folder that the block writes to, for messages.
     doing
-        What it does, such as ``writing the release``.
+        What the block does, such as ``writing the release``.
     written
-        The directory that it fills, if that has another name as yet.
+        The directory that it actually fills, if that has a temporary name.
+
+    Raises
+    ------
+    MachineFault
+        The machine is at fault. Other errors pass unchanged.
     """
     try:
         yield
@@ -75,7 +80,7 @@ def machine_faults(folder: Path, doing: str, written: Path | None = None) -> Ite
 def fault_behind(
     error: BaseException | None, folder: Path | None = None, doing: str = "", written: Path | None = None
 ) -> MachineFault | None:
-    """Return the machine's fault that an error is, or that one of ours was raised from, if there is one.
+    """Return the machine's fault that an error is, or that a Tiercel error was raised from; else None.
 
     The parameters are those of :func:`machine_faults`.
     """
@@ -90,7 +95,7 @@ def fault_behind(
 def fault_of(
     error: BaseException, folder: Path | None = None, doing: str = "", written: Path | None = None
 ) -> MachineFault | None:
-    """Return an error as the machine's fault, or None if it is none; see :func:`machine_faults`."""
+    """Return the MachineFault for an error, or None if it is not one; see :func:`machine_faults`."""
     if isinstance(error, FileNotFoundError) and _NO_TEMPORARY in str(error):
         remedy = "make room, give the permission, or name another folder in the variable TMPDIR"
         return MachineFault(f"{error.strerror}{f' while {doing}' if doing else ''}; {remedy}")
@@ -100,7 +105,7 @@ def fault_of(
     kind = _KINDS[number]
     place = _place(error, folder, written, kind)
     if place is None and kind in ("permission", "mount") and number not in _OF_FILES:
-        # Perhaps a socket's.
+        # The error may come from a socket.
         return None
     what = f"{os.strerror(number)}{f' while {doing}' if doing else ''}"
     return MachineFault(
@@ -109,7 +114,7 @@ def fault_of(
 
 
 def _number(error: BaseException) -> int | None:
-    """Return the number of the operating system's error, if it is one that :data:`_KINDS` knows."""
+    """Return the errno of an error, if :data:`_KINDS` has it; else None."""
     text = str(error)
     if isinstance(error, MemoryError):
         return errno.ENOMEM
@@ -128,16 +133,16 @@ def _number(error: BaseException) -> int | None:
 
 
 def _place(error: BaseException, folder: Path | None, written: Path | None, kind: str) -> Path | None:
-    """Return the file or folder at fault, as people know it."""
+    """Return the file or folder at fault, by the name that people know; None if unknown."""
     name = getattr(error, "filename", None)
     if isinstance(name, (str, bytes)) and name:
         file = Path(os.fsdecode(name))
         inside = written is not None and file.is_relative_to(written)
         return folder if inside else file
     if folder is not None and kind == "space":
-        # The libraries' own files are in the folder for temporary ones: that with less room is at fault.
+        # Libraries also write temporary files: of the two folders, the one with less space is at fault.
         places = [folder]
-        with contextlib.suppress(FileNotFoundError):  # there may be none that takes a file
+        with contextlib.suppress(FileNotFoundError):  # there may be no usable temporary folder
             temporary = Path(tempfile.gettempdir())
             if temporary.stat().st_dev != _there(folder).stat().st_dev:
                 places.append(temporary)
@@ -197,7 +202,7 @@ def _memory(error: BaseException, place: Path | None, written: Path | None) -> s
 
 
 def _available_memory() -> int | None:
-    """Return the bytes that the machine, or the container, has left."""
+    """Return the bytes of memory that the machine, or the container, has left; None if unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

@@ -1,4 +1,4 @@
-"""Values of settings that are of another type than their field's annotation, whatever they are."""
+"""Type checks of settings against the annotations of their fields."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .problems import Problem, choose
 
 
 def builtin(value: Any) -> Any:
-    """Return a NumPy scalar as Python has it: what the codec asks of values that it does not know."""
+    """Return a NumPy scalar as a Python one; the codec's hook for values that it does not know."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be written")
 
 
 def plain(value: Any) -> Any:
-    """Return a value with Python's numbers for NumPy's scalars, in settings within it too."""
+    """Return a value with Python numbers in place of NumPy scalars, also in nested settings."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, msgspec.Struct):
@@ -35,9 +35,10 @@ def plain(value: Any) -> Any:
 
 
 def mistyped(settings: msgspec.Struct) -> Iterator[Problem]:
-    """Yield a problem for each value, of settings within them too, that the codec would not read back.
+    """Yield a problem for each value, also in nested settings, that the codec would not read back.
 
-    What a contract describes, such as a source or a model, is looked into; whether it is one, its table says.
+    Values whose type is a contract, such as a source or a model, are only checked inside; their table checks
+    whether they are of that contract.
     """
     for name, kind in _fields(type(settings)):
         yield from _misfits(getattr(settings, name), kind, name)
@@ -45,7 +46,7 @@ def mistyped(settings: msgspec.Struct) -> Iterator[Problem]:
 
 @functools.cache
 def _fields(of: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
-    """Return the fields with their types, read from annotations, which takes longest."""
+    """Return the fields with their types; cached, since reading annotations takes longest."""
     return tuple((field.name, field.type) for field in msgspec.structs.fields(of))
 
 
@@ -62,7 +63,7 @@ def _misfits(value: Any, kind: Any, place: str) -> Iterator[Problem]:
         for at, one in enumerate(value):
             yield from _misfits(one, of[0] if of[-1] is ... else of[at], f"{place}[{at}]")
     elif not _contract(kinds):
-        # The codec would make settings of a mapping, and a tuple of a set.
+        # Leave out settings and tuples: the codec would accept a mapping for settings, and a set for a tuple.
         plain = [one for one in kinds if one is not sequence and one not in _structs(kinds)]
         if not any(_readable(value, one) for one in plain):
             yield _problem(value, kind, place)
@@ -82,7 +83,7 @@ def _structs(kinds: tuple[Any, ...]) -> tuple[type, ...]:
 
 
 def _contract(kinds: tuple[Any, ...]) -> bool:
-    """Whether any of them is a contract, or a function: nothing that the codec knows."""
+    """Whether any of the types is a protocol or a function, which the codec does not know."""
     of = [get_args(one)[0] if get_origin(one) is tuple and get_args(one) else one for one in kinds]
     return any(getattr(one, "_is_protocol", False) or get_origin(one) is Callable for one in of)
 
@@ -110,7 +111,7 @@ def _problem(value: Any, kind: Any, place: str) -> Problem:
     return Problem(place, f"expected {_said(kind)}, got {value!r}", remedy)
 
 
-#: Type → what messages call one, and several of them.
+#: Type → its name in messages, singular and plural.
 _WORDS: Mapping[Any, tuple[str, str]] = {
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
@@ -122,7 +123,7 @@ _WORDS: Mapping[Any, tuple[str, str]] = {
 
 
 def _said(kind: Any, several: bool = False) -> str:
-    """Return what messages call values of a type."""
+    """Return the name of a type in messages."""
     kinds, origin = list(_alternatives(kind)), get_origin(kind)
     if len(kinds) > 1:
         return " or ".join(dict.fromkeys(_said(one, several) for one in kinds))

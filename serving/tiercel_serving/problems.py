@@ -1,4 +1,4 @@
-"""Problems of settings, in one form: settings report them, recipes and exports only pass them on."""
+"""Problems of settings in one form: settings report them, recipes and exports only pass them on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 class Problem:
     """One thing that is wrong with settings.
 
-    ``field`` says where, in the words of whoever wrote it (``rules[0].column``), ``problem`` what was
-    expected and what came, and ``remedy`` what to do about it.
+    ``field`` says where, as written in the settings (``rules[0].column``), ``problem`` what was expected and
+    what was found, and ``remedy`` what to do about it.
     """
 
     field: str
@@ -27,20 +27,21 @@ class Problem:
         return f"{self.field}: {self.problem}; {self.remedy}"
 
     def within(self, place: str) -> Problem:
-        """Return the same problem as seen from outside: ``column`` within ``rules[0]``."""
+        """Return the problem with its field inside ``place``, as in ``column`` within ``rules[0]``."""
         joined = f"{place}.{self.field}" if self.field and place else place or self.field
         return Problem(joined, self.problem, self.remedy)
 
 
-#: The largest number of anything: users, dimensions, layers.
+#: The largest count of anything: users, dimensions, layers.
 MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be: never infinite; ``whole`` asks for an integer, which counts hold.
+    """The valid range of a finite number.
 
-    Ends are open where so marked.
+    ``whole`` requires an integer, at most :data:`MOST` if ``high`` is infinite. ``open_low`` and
+    ``open_high`` exclude the ends.
     """
 
     low: float
@@ -60,7 +61,7 @@ class Range:
         return bool(above and below and abs(value) != inf)
 
     def uncounted(self, value: Any) -> bool:
-        """Whether a number is beyond what arrays and models count by, where the range names no end."""
+        """Whether a number is above :data:`MOST`, in a range of integers without an upper end."""
         return bool(self.whole and self.high == inf and value > MOST)
 
     def __str__(self) -> str:
@@ -73,9 +74,9 @@ class Range:
 
 COUNT = Range(1, whole=True)
 COUNT_OR_0 = Range(0, whole=True)
-#: How many numbers a learned vector has: nobody's has more, and a slip of the keyboard would take all memory.
+#: Length of a learned vector. The limit is above all practical ones, and keeps a typo from taking all memory.
 WIDTH = Range(1, 8192, whole=True)
-#: What every generator of random numbers takes.
+#: Seeds that every random number generator accepts.
 SEED = Range(0, 2**32 - 1, whole=True)
 POSITIVE = Range(0, open_low=True)
 AT_LEAST_0 = Range(0)
@@ -88,7 +89,7 @@ def out_of_range(
 ) -> Iterator[Problem]:
     """Yield a problem for each of the settings' numbers that is not in its range.
 
-    ``none`` says of fields that may be None what it means there, such as "all".
+    ``none`` maps fields that may be None to what that means, such as "all".
     """
     meaning = none or {}
     for name, wanted in ranges.items():
@@ -110,7 +111,7 @@ def named_twice(names: Iterable[str], field: str, what: str) -> Iterator[Problem
 
 
 def choose(came: Any, known: Iterable[str]) -> str:
-    """Return a remedy that names what there is to choose from, or what was meant."""
+    """Return a remedy that lists the known names, or suggests the one that was meant."""
     names = list(dict.fromkeys(known))
     close = get_close_matches(str(came), names, n=1)
     if close and len(names) > 8:

@@ -1,4 +1,4 @@
-"""How a recommender is served: limits, sources, rules and steps, as a recipe states them."""
+"""Settings of how a recommender is served: limits, sources, rules and steps, as written in a recipe."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ KEPT, EMPTY_SLOT, BEYOND_KEPT, FIRST_RULE_REASON = 0, 1, 2, 3
 #: ``source`` of an empty slot. Source number i of the settings has code ``i + 1``.
 NO_SOURCE = 0
 
-#: ``status`` of a user: in the store; not in the store, but the request carries features or a
+#: ``status`` of a user: known to the release or the store; unknown, but the request sends features or a
 #: history; nothing is known.
 KNOWN, UNKNOWN_WITH_FEATURES, UNKNOWN = 0, 1, 2
 STATUS_NAMES = ("known", "unknown_with_features", "unknown")
 
-#: What :attr:`ServingSettings.unknown_users` may be.
+#: Values of :attr:`ServingSettings.unknown_users`.
 FALLBACK, RANK = "fallback", "rank"
 
 #: A source's name becomes part of the names of tensors, models and files.
@@ -50,14 +50,14 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything about serving that can be chosen independently of the trained models.
+    """All settings of serving that are independent of the trained models.
 
     Parameters
     ----------
     candidates
         N, the number of candidates from retrieval.
     kept
-        K, the number of them that filtering passes to the ranker.
+        K, the number of candidates that filtering passes to the ranker.
     k_default, k_max
         Number of items in an answer, by default and at most.
     history_length
@@ -67,11 +67,12 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_excluded
         Largest length of each list of item ids in a request.
     allow_seen
-        Whether users may get items that they already had (by the store, or by the history that the request
-        sends), unless their request says otherwise. Items that it excludes are never recommended.
+        Whether users may get items that they have already seen (by the store, or by the history that the
+        request sends), unless their request says otherwise. Items that a request excludes are never
+        recommended.
     seen_again_days
-        Days after which an item that a user had may come again; None is never. Times are those of the
-        interactions and of what was appended to the store; a history that a request sends counts as had now.
+        Days after which an item that a user has seen may be recommended again; None is never. Times are those
+        of the interactions and of appends to the store; a request's history counts as seen now.
     seen_filter
         Length of a history beyond which older items are kept in a Bloom filter; None keeps all items, except
         those that a store drops beyond its ``history_most``.
@@ -79,30 +80,30 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Where candidates come from, in order of precedence. If one fails or has too few, the others fill up in
         that order. The first that needs no user (its quota may be 0) serves unknown users, and fills last.
     blend
-        Names of sources, each with its weight: a candidate's score, by which all are sorted and which the
-        ranker sees, is the weighted sum of what these sources give it. Empty takes the first source that
-        scores any item.
+        Names of sources, each with its weight. A candidate's score, by which all are sorted and which the
+        ranker sees, is the weighted sum of its scores from these sources. Empty uses the first source that
+        can score any item.
     rules
         Which items may be recommended.
     reorder
-        From the ranker's scores to the final order, step by step; empty means the first task's score.
+        Steps from the ranker's scores to the final order; empty sorts by the first task's score.
     related
-        Names of sources that know similar items, for the model ``related``: items that the first lacks come
-        from the next. Empty: no such model is served.
+        Names of sources that can find similar items, for the model ``related``: a later source fills what
+        earlier ones leave empty. Empty: no such model is served.
     store
         Where live values of users, and changes of items, are stored, if any are written.
     added_items
-        Number of new items that may be put between releases (``tiercel items put``): the tables reserve room
+        Number of new items that may be put between releases (``tiercel items put``): the tables reserve rows
         for them. Items of the release can be changed and withdrawn without it.
     unknown_users
-        ``fallback`` (the default: that source's items, no ranker) or ``rank`` (like everybody else).
+        ``fallback`` (the default: that source's items, no ranker) or ``rank`` (like all other users).
     history_columns
         Categorical item columns whose category ids make ``history_cat [B, L, H]``, in this order.
     title_column
         The raw item column that is shown to people, or None.
     kept_buckets
         Numbers of candidates below ``kept``, smallest first, for which smaller engines of the ranker are
-        built too: a batch with few candidates runs on the smallest that fits. Useful if requests name few
+        built too. A batch with few candidates runs on the smallest that fits. Useful if requests name few
         candidates, or rules keep few.
     queue_delay_us, max_queue_size
         Triton's dynamic batching: how long a request may wait for others, in microseconds, and how many may
@@ -140,7 +141,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_threads: int = 1
 
     RANGES: ClassVar[Mapping[str, Range]] = {
-        # Beyond these a server finds no memory for a request, or Triton no number in its configuration.
+        # Beyond these, a request needs too much memory, or Triton's config can't hold the number.
         **dict.fromkeys(("candidates", "kept", "k_default", "k_max"), Range(1, 10**6, whole=True)),
         "max_batch_size": Range(1, 2**16, whole=True),
         "max_excluded": Range(1, 10**7, whole=True),
@@ -151,7 +152,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     }
 
     def shape_problems(self) -> list[Problem]:
-        """Return fields of a wrong type: nothing else can be checked in such settings."""
+        """Return fields of a wrong type; nothing else can be checked in such settings."""
         return list(mistyped(self)) or list(_shapes(self))
 
     def problems(self) -> list[Problem]:
@@ -179,7 +180,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return wrong
 
     def placed(self) -> dict[str, msgspec.Struct]:
-        """Return the parts that may have numbers set by requests, by their place in the settings."""
+        """Return place in the settings → part, for the parts that may have numbers set by requests."""
         steps: dict[str, Any] = {f"reorder[{place}]": step for place, step in enumerate(self.reorder)}
         return {**steps, "": self}
 
@@ -188,7 +189,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return per_request(self.placed().values())
 
     def timeless(self) -> Iterator[Problem]:
-        """Yield what is wrong with the settings if interactions have no time."""
+        """Yield the problems of the settings for interactions without times."""
         yield from timeless(self.sources)
         if self.seen_again_days is not None:
             problem = "it asks when interactions were, but they have no timestamp"
@@ -196,23 +197,23 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def fallback(self) -> int:
-        """The place of the source that serves unknown users and fills up."""
+        """The index of the source that serves unknown users and fills empty slots last."""
         return next(place for place, source in enumerate(self.sources) if not source.personal)
 
     @property
     def fillers(self) -> tuple[int, ...]:
-        """The places of the sources that fill what others leave empty, in order; the fallback is last."""
+        """The indexes of the sources that fill empty slots, in order; the fallback is last."""
         giving = (place for place, quota in enumerate(self.quotas()) if quota > 0 and place != self.fallback)
         return (*giving, self.fallback)
 
     def quotas(self) -> tuple[int, ...]:
-        """Return how many candidates each source may give, in order."""
+        """Return the number of candidates that each source may give, in order."""
         given = sum(source.quota for source in self.sources if source.quota is not None)
         rest = max(self.candidates - given, 0)
         return tuple(rest if source.quota is None else source.quota for source in self.sources)
 
     def blend_places(self) -> tuple[tuple[int, float], ...]:
-        """Return the place of each source of the blend, with its weight."""
+        """Return the index of each source of the blend, with its weight."""
         place = {source.name: at for at, source in enumerate(self.sources)}
         return tuple((place[name], weight) for name, weight in self.blend)
 
@@ -226,7 +227,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _shapes(settings: ServingSettings) -> Iterator[Problem]:
-    """Find single values where several are expected, and objects that are no kind."""
+    """Yield a problem for each single value in place of a tuple, and for each object that is not a kind."""
     kinds: tuple[tuple[str, Any, str], ...] = (
         ("sources", SOURCES, 'Popular("popular", quota=0)'),
         ("rules", RULES, 'Compare("in stock", column="stock", operator=">", value=0)'),

@@ -1,4 +1,4 @@
-"""What a stage is: a spec (names, dtypes, dims) and a function from named arrays to named arrays."""
+"""The contract of a stage: a spec (names, dtypes, dims) and a function from named arrays to named arrays."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "bytes": np.dtype(np.object_),
 }
 
-#: What a companion says of its tensor: how long each row of a list is (-1 is a null list), or which values
-#: are real. One that says ``packed`` goes in place of its tensor: each row's list in a single element.
+#: Meaning of a companion tensor: the length of each row's list (-1 is a null list), or which values are real.
+#: A ``packed`` companion replaces its tensor, with each row's list in a single element.
 LENGTH_OF, VALID_OF, PACKED_OF = "length", "valid", "packed"
 
-#: What can't stand in the name of a parameter, and what would be read as the stand-in of such a character.
+#: Characters that a parameter's name can't contain, and text that would look like their replacement.
 _NO_PARAMETER = re.compile(r"[^0-9A-Za-z_]|_(?=_x)")
 
 
 def list_tensor(part: str, column: str) -> str:
-    """Return the name of the packed tensor of a part's list.
+    """Return the name of the packed tensor of a list column; ``part`` is ``user`` or ``item``.
 
-    Models name their tensors as parameters of ``forward``. Where Python could not write the column's name
-    as it is, ``__x<code>_`` stands for each such character, and no two columns get one name.
+    Models name their tensors as parameters of ``forward``. Characters that a Python identifier can't contain
+    are replaced by ``__x<code>_``, so that no two columns get the same name.
     """
     name = f"{part}_list_{column}"
     if name.isidentifier() and "__x" not in name and unicodedata.is_normalized("NFKC", name):
@@ -51,18 +51,18 @@ class TensorSpec:
     Parameters
     ----------
     name
-        The tensor's name, the same in every stage that speaks of it.
+        The tensor's name, equal in every stage that uses it.
     dtype
         A key of :data:`DTYPES`.
     dims
         The shape without the leading user axis; -1 is a length that differs between requests.
     optional
-        A request may leave it out, which means null in every row.
+        Whether a request may leave it out, which means null in every row.
     pad
-        What fills the end of a shorter row when requests with different lengths run together, and
-        what stands for the absent tensor (with length 0 on a -1 axis).
+        The value that pads shorter rows when requests with different lengths are batched, and that fills
+        the absent tensor (with length 0 on a -1 axis).
     doc
-        One line for the reader of the served graph.
+        One line of documentation in the served graph.
     of, says
         For a companion: the tensor it belongs to, and :data:`LENGTH_OF`, :data:`VALID_OF` or
         :data:`PACKED_OF`.
@@ -85,7 +85,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What a stage takes and gives: tensors, each with the user axis first."""
+    """The inputs and outputs of a stage, each with the user axis first."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -93,7 +93,7 @@ class StageSpec:
 
 
 def model_inputs(stages: Iterable[StageSpec]) -> tuple[TensorSpec, ...]:
-    """Return what a chain of stages takes from outside, in the order in which it is needed."""
+    """Return the external inputs of a chain of stages, in the order in which they are needed."""
     made: set[str] = set()
     inputs: dict[str, TensorSpec] = {}
     for spec in stages:
@@ -118,46 +118,46 @@ class Stage(Protocol):
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Compute the outputs for all rows at once.
 
-        ``arrays`` holds every input of the spec (absent optional ones already filled by the adapter).
+        ``arrays`` holds every input of the spec; the adapter has filled in absent optional ones.
         """
         ...
 
 
 @runtime_checkable
 class Checks(Protocol):
-    """A stage that can refuse a request."""
+    """A stage that can reject a request."""
 
     def check(self, arrays: Arrays) -> None:
-        """Raise :class:`~tiercel_serving.errors.InvalidRequest` if one request's arrays can't be answered.
+        """Raise :class:`~tiercel_serving.errors.InvalidRequest` if a request's arrays can't be answered.
 
-        Called before the stage runs, for one request or for several that are alike, with all that is
-        carried, of which the stage's inputs are its business. Vectorised over rows. Who carries nothing
-        optional is not checked: of what a stage always gets, the spec says everything.
+        Called before the stage runs, for one request or for several of equal form, with all tensors sent;
+        the stage checks its own inputs, vectorised over rows. A request without optional tensors may be left
+        unchecked, since the spec fully describes the required ones.
         """
         ...
 
 
 @runtime_checkable
 class Closes(Protocol):
-    """A stage that holds what must be given back, memory of a device above all."""
+    """A stage that holds resources to release, above all device memory."""
 
     def close(self) -> None:
-        """Give it back; the stage runs no more."""
+        """Release the resources; the stage can't run after that."""
         ...
 
 
 @runtime_checkable
 class Renews(Protocol):
-    """A stage that keeps what was derived from items, which may change between two batches."""
+    """A stage that caches data derived from items, which may change between two batches."""
 
     def renew(self) -> None:
-        """Derive it anew."""
+        """Derive the data again."""
         ...
 
 
 @runtime_checkable
 class Widths(Protocol):
-    """A stage whose outputs are as wide as the request asks: by its tensors' shapes and its ``k``."""
+    """A stage whose outputs' widths depend on the request: on its tensors' shapes, and on its ``k``."""
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
         """Return output → width for one request's own arrays."""

@@ -1,1 +1,1 @@
-"""Items that are put, changed and withdrawn between releases: written to the store, live in every process."""
+"""Items added, changed and withdrawn between releases: written to the store, live in every process."""

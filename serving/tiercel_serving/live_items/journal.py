@@ -1,11 +1,11 @@
-"""The journal: what became of items since releases were made, under one key of the store.
+"""The journal of changes to items between releases, under one key of the store.
 
-All of it is one value, JSON of a :class:`Journal`, so that a write is one atomic change of one record, in
-every kind of store, behind a checksum (``stores/sealed.py``).
+The whole journal is one value, a :class:`Journal` as JSON with a checksum (``stores/sealed.py``), so that a
+write is one atomic change of one record in every kind of store.
 
-Entries keep the order in which they were first put, and none is ever taken away: of two processes that serve
-one release, both give a new item the same catalogue row. A number under a second key says which version is
-the latest, so that who watches reads a few bytes.
+Entries keep the order in which items were first put, and are never removed. So all processes that serve a
+release give a new item the same catalogue row. A second key holds the number of the latest version, so that
+watchers read only a few bytes.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ JOURNAL_FORMAT = 1
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was written of one item.
+    """The changes to one item.
 
     Parameters
     ----------
     item_id
         The raw id.
     withdrawn
-        Whether it must not come.
+        Whether it must not be recommended.
     put
-        Whether it was ever put; else it was only withdrawn.
+        Whether it was ever put; if not, it was only withdrawn.
     values
         Raw column → value; None is null.
     vectors
-        Source → a vector that was given, in the space of the build ``build_id``.
+        Source → a given vector, in the vector space of the build ``build_id``.
     build_id, after
-        The build of the release that it was last put for, and when that was made (ISO 8601).
+        The build of the release for which it was last put, and when that release was made (ISO 8601).
     """
 
     item_id: int | str
@@ -52,12 +52,12 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def key(self) -> int | bytes:
-        """The id as catalogues hold it."""
+        """The id as stored in catalogues: an int, or UTF-8 bytes."""
         return self.item_id.encode() if isinstance(self.item_id, str) else self.item_id
 
 
 class Journal(msgspec.Struct, frozen=True):
-    """All entries, in the order in which items were first written; ``version`` counts the writes."""
+    """All entries, put items in the order in which they were first put; ``version`` counts the writes."""
 
     item_id: IdDtype
     format: int = JOURNAL_FORMAT
@@ -68,29 +68,29 @@ class Journal(msgspec.Struct, frozen=True):
         return seal(ITEMS_KEY, msgspec.json.encode(self))
 
     def with_entries(self, changed: Sequence[Entry]) -> Journal:
-        """Return the journal with these entries in the place of those of their items, or behind all."""
+        """Return the journal with these entries: each replaces that of its item, or is appended."""
         entries = self.of_item
         for entry in changed:
             before = entries.get(entry.item_id)
             if before is not None and entry.put and not before.put:
-                # Its row is given now: those of others must not change.
+                # It gets its row only now, after all others, whose rows must not change.
                 del entries[entry.item_id]
             entries[entry.item_id] = entry
         return msgspec.structs.replace(self, version=self.version + 1, entries=tuple(entries.values()))
 
     @property
     def of_item(self) -> dict[int | str, Entry]:
-        """Item id → entry."""
+        """Raw item id → entry."""
         return {entry.item_id: entry for entry in self.entries}
 
 
 def decode(data: bytes | None, dtype: IdDtype) -> Journal:
-    """Read a journal; of nothing, an empty one. ``dtype`` is that of the release's item ids.
+    """Read a journal, empty for None. ``dtype`` is that of the release's item ids.
 
     Raises
     ------
     StoreDamaged, StoreMismatch
-        It is not what was written, of a later Tiercel, or of ids of another type.
+        The journal is damaged, written by a newer Tiercel, or has ids of another type.
     """
     if data is None:
         return Journal(dtype)
@@ -117,22 +117,22 @@ def decode(data: bytes | None, dtype: IdDtype) -> Journal:
 
 
 def read_version(records: Records) -> bytes | None:
-    """Return what says which version is the latest: another value is another journal."""
+    """Return the stored version number, as bytes; if it differs, so does the journal."""
     return records.read([VERSION_KEY])[0]
 
 
 def read_journal(records: Records, dtype: IdDtype) -> Journal:
-    """Return the journal of a store."""
+    """Return the journal of a store; see :func:`decode`."""
     return decode(records.read([ITEMS_KEY])[0], dtype)
 
 
 def write_entries(records: Records, dtype: IdDtype, change: Callable[[Journal], Sequence[Entry]]) -> Journal:
-    """Change the journal atomically: ``change`` gives the entries that are new, of the journal as it is.
+    """Change the journal atomically: ``change`` maps the current journal to new or changed entries.
 
     Returns
     -------
     Journal
-        As it was written.
+        The journal as written.
     """
     written: list[Journal] = []
 
@@ -141,13 +141,13 @@ def write_entries(records: Records, dtype: IdDtype, change: Callable[[Journal], 
         written.append(journal.with_entries(change(journal)))
         return bytes(written[-1])
 
-    # The version comes second: who sees it finds the journal. If this process dies in between, nobody was
-    # told of the write, and the next one shows it.
+    # The version is written second, so that a process that reads it finds the new journal. If this process
+    # dies in between, the write was not yet reported, and becomes visible with the next one.
     records.change([(ITEMS_KEY, changed)])
     version = written[-1].version
 
     def latest(data: bytes | None) -> bytes:
-        # What is not as it was written says nothing of what is the latest.
+        # A damaged version number is overwritten.
         held = unseal(VERSION_KEY, data or b"") or b""
         later = data if held.isdigit() and int(held) > version else None
         return later or seal(VERSION_KEY, str(version).encode())

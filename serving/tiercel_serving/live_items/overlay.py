@@ -1,8 +1,8 @@
-"""What a journal means to one release: rows of new items, columns and tensors of those that changed.
+"""A journal applied to one release: rows of new items, and columns and tensors of new and changed ones.
 
-New items take the rows behind the catalogue's own, in the order of the journal, so that every process gives
-an item the same row without asking another. What was put for an older release, and is in the catalogue by
-now, is the release's own again.
+New items get the rows after the catalogue's own, in the order of the journal, so that every process gives an
+item the same row without coordination. An item that was put for an older release, and is in this one's
+catalogue, has this release's own values again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .journal import Entry, Journal
 
 @dataclass(frozen=True)
 class ItemColumn:
-    """A raw item column as it is written: its dtype, whether it holds lists, and the unit of a time."""
+    """A raw item column that can be written: its dtype, whether it holds lists, and the unit of a time."""
 
     name: str
     dtype: str
@@ -42,24 +42,24 @@ class ItemColumn:
 
 @dataclass(frozen=True)
 class Overlay:
-    """Items that are new or changed, and those that must not come.
+    """Items that are new or changed, and items that are withdrawn.
 
     Parameters
     ----------
     keys
-        Raw id → row, of the new items.
+        Raw id → row of the new items.
     rows
         ``[n]`` ascending rows of new and changed items.
     columns
-        Raw columns ``[n]`` of these, of which every column of the release is one.
+        All raw item columns of the release, for these rows ``[n]``.
     packed
-        Model-ready tensors ``[n, …]``.
+        Model-ready tensors ``[n, …]`` of these rows.
     withdrawn
-        ``[W]`` ascending rows.
+        ``[W]`` ascending rows of withdrawn items.
     entries
         The entries of ``rows``.
     notes
-        What could not be taken, for people.
+        What had to be left out, for people.
     """
 
     keys: Mapping[int | bytes, int] = field(default_factory=dict)
@@ -72,18 +72,18 @@ class Overlay:
 
 
 class Overlays:
-    """Makes overlays of journals, for one release.
+    """Make overlays from journals, for one release.
 
     Parameters
     ----------
     manifest
-        Of the release.
+        The release's manifest.
     items
-        Its own items.
+        The release's own items.
     program
-        Opens its item features, once something was put.
+        Opens the feature program of items, on first use.
     room
-        How many new items there may be.
+        Largest number of new items.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Overlays:
 
     @cached_property
     def program(self) -> FeatureProgram:
-        """The release's item features."""
+        """The release's feature program of items."""
         return self._open()
 
     @cached_property
@@ -102,7 +102,7 @@ class Overlays:
         return item_columns(self._manifest, self._items, self.program)
 
     def of(self, journal: Journal) -> Overlay:
-        """Return what a journal means; what it holds of another release's columns is left out."""
+        """Return the overlay of a journal; values of columns that this release lacks are ignored."""
         entries, notes, own = journal.entries, list[str](), self._items.size
         chosen: list[tuple[int, Entry]] = []
         withdrawn: list[int] = []
@@ -131,9 +131,9 @@ class Overlays:
         return Overlay(keys, rows, columns, packed, away, kept, tuple(notes))
 
     def rows_of(self, entries: Sequence[Entry]) -> Rows:
-        """Return the catalogue row of each entry's item; from I on, in their order, those of new items.
+        """Return the catalogue row of each entry's item; new items get rows from I on, in order.
 
-        What was only ever withdrawn, and is none of the release's items, has no row: it gets one beyond all.
+        An item that was only withdrawn and is not in the catalogue has no row; it gets the largest int64.
         """
         if not entries:
             return np.zeros(0, np.int64)
@@ -151,11 +151,11 @@ class Overlays:
         return ids
 
     def _outdated(self, entry: Entry) -> bool:
-        """Whether the release was made after that for which the entry was put: it knows better."""
+        """Whether this release was made after the one that the entry was put for, so its values win."""
         return bool(entry.after) and _moment(self._manifest.made.created) > _moment(entry.after)
 
     def _columns_of(self, entries: Sequence[Entry], rows: Rows, notes: list[str]) -> dict[str, Column]:
-        """Return every raw column in these rows: what was put, else the release's own, else null."""
+        """Return every raw column for these rows: values put, else the release's own, else null."""
         id_column = self._manifest.catalogue.item_id_column
         own = np.minimum(rows, self._items.size)
         columns = {}
@@ -177,7 +177,7 @@ class Overlays:
 
 
 class _LeftOut:
-    """Stands for a value that was not put."""
+    """Marks a value that was not put."""
 
 
 _LEFT_OUT = _LeftOut()
@@ -188,7 +188,7 @@ def _moment(text: str) -> datetime:
 
 
 def item_columns(manifest: Manifest, items: ItemTable, program: FeatureProgram) -> dict[str, ItemColumn]:
-    """Return the raw columns of a release's items by name."""
+    """Return the raw item columns of a release by name."""
     units = {column.name: column.unit for column in program.inputs}
     stored = {name: items.raw(name) for name in manifest.raw_item_columns}
     return {
@@ -203,7 +203,7 @@ def convert(column: ItemColumn, values: Sequence[Any]) -> Column:
     Raises
     ------
     InvalidInput
-        One is not of the column's type.
+        A value is not of the column's type.
     """
     what = f"values[{column.name!r}]"
     if not column.is_list:
@@ -217,12 +217,12 @@ def convert(column: ItemColumn, values: Sequence[Any]) -> Column:
 
 
 def check_values(columns: Mapping[str, ItemColumn], values: Mapping[str, Any]) -> None:
-    """Refuse columns that the release does not have, and values of another type.
+    """Check values of an item's columns.
 
     Raises
     ------
     InvalidInput
-        There are such.
+        The release has no such column, or a value is of another type.
     """
     for name, value in values.items():
         if name not in columns:

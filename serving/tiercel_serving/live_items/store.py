@@ -1,15 +1,15 @@
-"""Put and withdraw items between releases: what ``tiercel items`` and an application use.
+"""Adding, changing and withdrawing of items between releases: the API behind ``tiercel items``.
 
 ::
 
     from tiercel_serving.live_items.store import ItemStore
 
     store = ItemStore.open("releases/movielens", store="embedded:/var/lib/tiercel/movielens")
-    store.put(2001, {"title": "New", "year": 2026})  # its vectors are the release's item tower's
-    store.put(50, {"stock": 0})  # of an item that the release has, the other columns stay
+    store.put(2001, {"title": "New", "year": 2026})  # the release's item tower computes its vectors
+    store.put(50, {"stock": 0})  # an item of the release; its other columns stay
     store.withdraw([172])
 
-Every process that serves the release with this store knows of it a tenth of a second later.
+Every process that serves the release with this store sees a write after about a tenth of a second.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ..stores.table import Records, StoreKind
 from .journal import Entry, Journal, read_journal, write_entries
 from .overlay import check_values
 
-#: Lines that are written together.
+#: Number of lines that are written together.
 _BLOCK = 500
 
 
 class ItemLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """An item, as a file of JSON lines has it: its id, values by column, vectors by source."""
+    """One item in a file of JSON lines: its id, values by column, vectors by source."""
 
     item_id: int | str
     values: dict[str, Any] = {}
@@ -48,12 +48,12 @@ class ItemLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class ItemStore:
-    """What became of a recommender's items since the release was made. :meth:`open` makes one.
+    """The changes to a recommender's items since its release was made. :meth:`open` makes one.
 
     Parameters
     ----------
     release
-        Says which columns items have, and which items there are.
+        The release, with its items and their columns.
     records
         The opened store.
     """
@@ -65,14 +65,14 @@ class ItemStore:
 
     @classmethod
     def open(cls, release: Release | str | Path, store: StoreKind | str | None = None) -> ItemStore:
-        """Open the store of a release; ``store`` is another than the release says.
+        """Open the store of a release; ``store`` replaces the one that the release names.
 
         Raises
         ------
         InvalidSettings
-            The release has no store that is written to, and none is given.
+            The release names no store that can be written, and none is given.
         ReleaseError, StoreError, MachineFault
-            It can't be opened.
+            The release or the store can't be opened.
         """
         opened = release if isinstance(release, Release) else open_release(release)
         kind = read_store(store) if isinstance(store, str) else store
@@ -92,26 +92,25 @@ class ItemStore:
         *,
         vectors: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """Write an item: a new one, or other values of one that is there. It comes again if it was withdrawn.
+        """Add a new item, or change values of an existing one; a withdrawn item is restored.
 
         Parameters
         ----------
         item_id
             The raw id.
         values
-            Raw column → value; None is null. Columns that are not named stay as they were, and are null of a
-            new item.
+            Raw column → value; None is null. Other columns stay as they were; for a new item they are null.
         vectors
-            Source → its vector, in place of what the release's item tower makes of the values. An item of the
-            release keeps its own vector until the next.
+            Source → the item's vector, used instead of the one that the release's item tower computes. An
+            item of the release keeps the release's vector.
 
         Raises
         ------
         InvalidInput
-            A column or a source that is none, a value of another type, a vector of another length, or no room
-            for another new item.
+            A column or source does not exist, a value has another type, a vector another length, a new item
+            has no vector, or there is no room for another new item.
         StoreError, MachineFault
-            It was not written.
+            The item was not written.
         """
         for name, given in (("values", values), ("vectors", vectors)):
             if given is not None and not isinstance(given, Mapping):
@@ -120,14 +119,14 @@ class ItemStore:
         self.write([ItemLine(item_id, dict(values or {}), made)])
 
     def withdraw(self, item_ids: Sequence[int | str]) -> None:
-        """Let items come no more: not from a search, a list, a request's own candidates, nor as related.
+        """Withdraw items: no source, list, request's own candidates or related items return them any more.
 
         Raises
         ------
         InvalidInput
-            An id that is none.
+            An id is of another type, or there are no ids.
         StoreError, MachineFault
-            It was not written.
+            The items were not withdrawn.
         """
         ids = sequence(item_ids, "item_ids")
         if not len(ids):
@@ -135,29 +134,29 @@ class ItemStore:
         self.write([ItemLine(one, withdrawn=True) for one in ids])
 
     def unknown(self, item_ids: Sequence[int | str]) -> tuple[int | str, ...]:
-        """Return those of some items that neither the release's catalogue has nor was put."""
+        """Return those of the items that are not in the release's catalogue and were never put."""
         ids = convert_ids(item_ids, self._dtype, lambda n: f"item_ids[{n}]")
         lacking = self.release.items.rows(ids) == self.release.items.size
         put = {entry.item_id for entry in self.list() if entry.put}
         return tuple(one for one, gone in zip(item_ids, lacking, strict=True) if gone and one not in put)
 
     def list(self) -> tuple[Entry, ...]:
-        """Return what was written, in the order in which items were first put."""
+        """Return all entries of the journal, in its order."""
         return read_journal(self._records, self._dtype).entries
 
     def notes(self) -> tuple[str, ...]:
-        """Return what of the store this release does not take, for people."""
+        """Return notes for people about entries that this release has to leave out."""
         return self.release.overlays.of(read_journal(self._records, self._dtype)).notes
 
     def load(self, lines: Iterable[bytes | str]) -> int:
         """Write the items of a file of JSON lines (:class:`ItemLine`), and return how many there were.
 
-        Lines are written in blocks, each whole or not at all; a file can be loaded again.
+        Lines are written in blocks, each completely or not at all; a file can be loaded again.
 
         Raises
         ------
         InvalidInput
-            A line is none; the message says which.
+            A line is invalid; if it can't be parsed, the message has its number.
         StoreError, MachineFault
             A block was not written.
         """
@@ -169,7 +168,7 @@ class ItemStore:
         return done
 
     def write(self, lines: Sequence[ItemLine]) -> None:
-        """Write items together, in one atomic change; see :meth:`put` and :meth:`withdraw`."""
+        """Write several items in one atomic change; see :meth:`put` and :meth:`withdraw`."""
         manifest = self.release.manifest
         for line in lines:
             self._check(line)
@@ -198,7 +197,7 @@ class ItemStore:
             write_entries(self._records, self._dtype, change)
 
     def _check(self, line: ItemLine) -> None:
-        """Refuse an item that the release could not serve."""
+        """Raise InvalidInput for an item that the release could not serve."""
         ids = convert_ids([line.item_id], self._dtype, lambda n: "item_id")
         if self._dtype == "bytes":
             check_utf8(ids.tolist(), "item_id")
@@ -243,7 +242,7 @@ def _read(number: int, text: bytes | str) -> ItemLine:
 
 
 def _numbers(vector: Any, source: str) -> list[float]:
-    """Return a vector's numbers."""
+    """Return a vector as a list of floats; raise InvalidInput if it holds anything but numbers."""
     where = f"vectors[{source!r}]"
     numbers = list(sequence(vector, where))
     wrong = [one for one in numbers if isinstance(one, bool | np.bool_) or not isinstance(one, Real)]

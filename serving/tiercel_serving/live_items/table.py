@@ -1,4 +1,4 @@
-"""The items of a release with those that are new or changed: the same tables, with room behind."""
+"""The items of a release together with new and changed ones: its tables, with rows reserved at the end."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .overlay import Overlay
 
 
 class LiveItemTable(ItemTable):
-    """Items whose tables have room for new ones between the release's own and the pad row.
+    """Item tables with rows for new items between the release's own and the pad row.
 
-    Tensors are copied once, since they must be written to; what they hold of an item is exchanged as a whole.
+    Packed tables are copied into memory once, since rows of new and changed items are overwritten in place.
 
     Parameters
     ----------
     artefact
         The artefact ``items``.
     own
-        How many items the release has.
+        I, the number of items in the release.
     room
-        How many new ones there may be.
+        Largest number of new items.
     """
 
     def __init__(self, artefact: Artefact, own: int, room: int) -> None:
@@ -45,7 +45,7 @@ class LiveItemTable(ItemTable):
             self._values = _widened(self._values, room)
 
     def apply(self, overlay: Overlay) -> None:
-        """Take an overlay in the place of the one before."""
+        """Replace the overlay."""
         before, self.overlay = self.overlay, overlay
         for name, table in self._tables.items():
             gone = np.setdiff1d(before.rows, overlay.rows)
@@ -60,7 +60,7 @@ class LiveItemTable(ItemTable):
 
     @property
     def keys(self) -> Mapping[int | bytes, int]:
-        """Raw id → row, of the items that the release does not have."""
+        """Raw id → row of the new items."""
         return self._keys
 
     def ids(self, rows: Rows) -> Array:
@@ -71,12 +71,12 @@ class LiveItemTable(ItemTable):
         new = (rows >= self.own) & (rows < self.own + len(self._names))
         if new.any():
             flat, places = out.reshape(-1), np.flatnonzero(new.reshape(-1))
-            for place in places.tolist():  # text: an object each, as of all others
+            for place in places.tolist():  # text: one object each, as for all other items
                 flat[place] = self._names[int(rows.reshape(-1)[place]) - self.own]
         return out
 
     def rows(self, item_ids: Array | Strings) -> Rows:
-        """Return the row of each raw id; the pad row where neither the release nor the store has it."""
+        """Return the row of each raw id; the pad row if neither the release nor the overlay has it."""
         found = super().rows(item_ids)
         if self._keys and found.size and found.max() == self.size:
             flat, missing = found.reshape(-1), np.flatnonzero(found.reshape(-1) == self.size)
@@ -88,7 +88,7 @@ class LiveItemTable(ItemTable):
         return found
 
     def packed(self, name: str) -> Array:
-        """Return a packed table ``[I + room + 1, …]``; rows of new and changed items are exchanged in it."""
+        """Return a packed table ``[I + room + 1, …]``, which :meth:`apply` modifies in place."""
         if name not in self._tables:
             table = self._artefact.array(name, self.own + 1)
             if not self.room and not len(self.overlay.rows):
@@ -99,7 +99,7 @@ class LiveItemTable(ItemTable):
         return self._tables[name]
 
     def raw(self, column: str) -> StoredColumn:
-        """Return a raw column ``[I + room + 1]``, as it is until the next overlay."""
+        """Return a raw column ``[I + room + 1]`` with the values of the current overlay."""
         stored = super().raw(column)
         over = self.overlay.columns.get(column)
         if not self.room and over is None:
@@ -119,16 +119,16 @@ class LiveItemTable(ItemTable):
 
 @dataclass(frozen=True, slots=True)
 class LiveColumn(StoredColumn):
-    """A stored column with other values in some rows.
+    """A stored column with replaced values in some rows.
 
     Parameters
     ----------
     over
-        Those values ``[n]``; None is no change.
+        The replacing values ``[n]``; None if there are none.
     place
-        ``[I + room + 1]``: each row's place among them, -1 for none.
+        ``[I + room + 1]``: the index of each row's value in ``over``, -1 for none.
     own
-        I: rows from there on are null unless they have a place.
+        I; rows from I on are null unless ``over`` has a value.
     """
 
     over: Column | None

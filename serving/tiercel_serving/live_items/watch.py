@@ -1,4 +1,4 @@
-"""Follows a store's journal while a release serves."""
+"""Watching of a store's journal while a release is served."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from .journal import Entry, read_journal, read_version
 from .overlay import Overlay, Overlays
 from .table import LiveItemTable
 
-#: How often the store is asked whether something was written, in seconds.
+#: Interval, in seconds, at which the store is checked for a new version.
 EVERY_S = 0.1
 
-#: The engine of item towers: it runs on any host that serves.
+#: The engine of item towers; every serving host can run it.
 TOWER_ENGINE = "onnx"
 
 
 def item_tower(source: str) -> str:
-    """Return the artefact of the model that makes a source's item vectors, and the name of its output."""
+    """Return the artefact name of the model of a source's item vectors, which also names its output."""
     return f"item_tower_{source}"
 
 
 class LiveItems:
-    """What is put and withdrawn while a release serves.
+    """Changes of items while a release is served.
 
-    A thread looks for new versions of the journal and reads them; between two batches the latest is taken up.
-    What a store that does not answer held last goes on to count.
+    A thread checks for new versions of the journal and reads them; the latest is applied between two batches.
+    While the store does not answer, the last state stays in effect.
 
     Parameters
     ----------
     table
         The items that stages read.
     overlays
-        Makes of journals what they mean to the release.
+        Makes the overlay of a journal.
     records
         The opened store.
     towers
-        Source → what opens the model of its item vectors, for the sources that have one.
+        Source → function that opens the model of its item vectors, for sources that have one.
     ids
         The dtype of item ids.
     build_id
@@ -56,12 +56,12 @@ class LiveItems:
     Attributes
     ----------
     version : int
-        How many overlays were taken up.
+        Number of overlays applied so far.
 
     Raises
     ------
     StoreDamaged, StoreMismatch
-        The journal is not what was written, or speaks of other ids.
+        The journal is damaged, or has ids of another type.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class LiveItems:
         self._made: dict[tuple[str, int | str], tuple[Entry, Array]] = {}
         self._lock = threading.Lock()
         self._seen: bytes | None = None
-        # What is read and not taken up yet. The thread puts it there while a batch may take it: a queue
-        # of one loses nothing between a look and a taking.
+        # The latest overlay that is not applied yet. The thread appends while a batch may pop, both of which
+        # are atomic, and a newer overlay replaces an older one.
         self._next: deque[Overlay] = deque(maxlen=1)
-        with contextlib.suppress(StoreUnavailable):  # it may come up later
+        with contextlib.suppress(StoreUnavailable):  # it may become available later
             self._look()
         self.take_up()
         stop = threading.Event()
@@ -95,16 +95,16 @@ class LiveItems:
 
     @property
     def overlay(self) -> Overlay:
-        """What counts now."""
+        """The overlay in effect."""
         return self.table.overlay
 
     def take_up(self, newest: int = -1) -> None:
-        """Let the latest version count; called between batches.
+        """Apply the latest version; called between batches.
 
         Parameters
         ----------
         newest
-            The largest row of an item that another process has named: if it is not known, this one looks now.
+            The largest item row that another process has sent; if it is unknown here, read the journal now.
         """
         if newest >= self.table.own + len(self.overlay.keys):
             self.look()
@@ -113,7 +113,7 @@ class LiveItems:
             self.version += 1
 
     def look(self) -> None:
-        """Read the journal if it is another; a store that fails changes nothing."""
+        """Read the journal if its version is new; errors of the store are ignored."""
         with contextlib.suppress(StoreError):
             self._look()
 
@@ -125,9 +125,10 @@ class LiveItems:
                 self._seen = version
 
     def vectors(self, source: str) -> tuple[Rows, Array]:
-        """Return the rows ``[m]`` of new and changed items that have a vector in a source, and these.
+        """Return the rows ``[m]`` of new and changed items with a vector in a source, and the vectors.
 
-        ``[m, D]`` float32: those that were given for this build, else what the release's item tower makes.
+        The vectors ``[m, D]`` float32 are those given for this build, else computed by the release's item
+        tower.
         """
         rows, vectors = [], []
         for place, (row, entry) in enumerate(zip(self.overlay.rows, self.overlay.entries, strict=True)):
@@ -147,7 +148,7 @@ class LiveItems:
             return None
         before, vector = self._made.get((source, entry.item_id), (None, None))
         if before != entry or vector is None:
-            # One by one, so that an item's vector does not depend on which others there are.
+            # One item at a time, so that its vector does not depend on the others.
             packed = {name: table[place : place + 1] for name, table in self.overlay.packed.items()}
             if source not in self._opened:
                 self._opened[source] = self._towers[source]()
@@ -161,7 +162,7 @@ def _watch(items: weakref.ref[LiveItems], stop: threading.Event) -> None:
         watched = items()
         if watched is None:
             return
-        # A fault of this thread's must not end it: what counts is the last that was whole.
+        # An error must not end this thread; the last complete state stays in effect.
         with contextlib.suppress(Exception):
             watched.look()
         del watched

@@ -1,1 +1,1 @@
-"""Exact lookups in memory-mapped tables: integers, floats and strings → codes."""
+"""Exact lookups in memory-mapped tables: integers and strings → codes."""

@@ -1,4 +1,4 @@
-"""Lay out lookup tables: distinct keys → the plain arrays that ``lookup.py`` opens and describes."""
+"""Building of lookup tables: distinct keys → the plain arrays that ``lookup.py`` describes and opens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..spec import Array
 from .perfect_hash import Placement, RepeatedKey, place
 from .strings import Strings, packed_strings, words_of_strings
 
-#: A direct table may have this many slots for each key; beyond, integers are hashed.
+#: A direct table may have this many slots per key; with more, integers are hashed.
 DIRECT_SLOTS_PER_KEY = 8
-#: A direct table of this size is always worth it.
+#: A direct table of up to this many slots is always used.
 DIRECT_SLOTS_FREE = 1024
-#: How many words a string's key may have; with its code that is a power of two.
+#: Possible numbers of words of a string key; with the code, a record has a power of two.
 WORDS = (1, 3, 7, 15)
-#: The narrowest width is taken that leaves at most one key in so many to the slower odd ones.
+#: The smallest width is chosen at which at most one key in this many is odd, which is slower.
 KEYS_FOR_ONE_ODD = 1000
-#: What a hash layout says of each column, in this order: its displacements, its records, its odd strings.
+#: Fields of each column in a hash layout: the locations of its displacements, records and odd strings.
 COLUMN_PARTS = (
     "seed",
     "buckets",
@@ -37,16 +37,16 @@ COLUMN_PARTS = (
 
 @dataclass(frozen=True)
 class Table:
-    """What a table of a fused lookup maps.
+    """The contents of one table of a fused lookup.
 
     Parameters
     ----------
     keys
-        ``[n]`` distinct keys: any integer dtype, objects that are ``bytes``, or ``Strings``.
+        ``[n]`` distinct keys: any integer dtype, ``bytes`` objects, or ``Strings``.
     codes
-        ``[n]`` int64, what :meth:`~.lookup.Lookup.find` answers for each key.
+        ``[n]`` int64, the code that :meth:`~.lookup.Lookup.find` returns for each key.
     missing
-        What it answers for any other value.
+        The code for any other value.
     """
 
     keys: Array | Strings
@@ -61,18 +61,18 @@ def build_lookup(
     codes: npt.NDArray[np.int64] | None = None,
     missing: int = -1,
 ) -> dict[str, Array]:
-    """Lay out the lookup table of distinct keys.
+    """Build the lookup table of distinct keys.
 
     Parameters
     ----------
     values
-        ``[n]`` distinct keys: any integer dtype, objects that are ``bytes``, or ``Strings``.
+        ``[n]`` distinct keys: any integer dtype, ``bytes`` objects, or ``Strings``.
     prefix
-        Put before each array's name as ``<prefix>.<part>``; None leaves the bare part names.
+        Prefix of the arrays' names, as in ``<prefix>.<part>``; None uses the bare part names.
     codes
-        ``[n]`` what :meth:`~.lookup.Lookup.find` answers for each key; None is the key's position.
+        ``[n]`` codes that :meth:`~.lookup.Lookup.find` returns for the keys; None uses the keys' positions.
     missing
-        What it answers for any other value.
+        The code for any other value.
 
     Returns
     -------
@@ -104,16 +104,16 @@ def build_lookup(
 def build_fused(
     tables: Sequence[Table], prefix: str | None = None, *, which: Sequence[int] | None = None
 ) -> dict[str, Array]:
-    """Lay out hash tables so that one call looks up a column in each.
+    """Build hash tables so that one call looks up a column in each.
 
     Parameters
     ----------
     tables
-        At least one; all of integers, or all of strings.
+        At least one; either all of integers, or all of strings.
     prefix
         As for :func:`build_lookup`.
     which
-        The table of each column; None is one column for each table. Columns may share a table.
+        The index of each column's table; None is one column per table. Columns may share a table.
 
     Returns
     -------
@@ -145,14 +145,14 @@ def build_fused(
 
 
 def word_count(keys: Strings) -> int:
-    """Return how many words each key of a table of strings gets: one of :data:`WORDS`."""
+    """Return the number of words per key for a table of strings, one of :data:`WORDS`."""
     lengths = np.diff(keys.offsets)
     fitting = (c for c in WORDS if int((lengths > 8 * c).sum()) * KEYS_FOR_ONE_ODD <= len(lengths))
     return next(fitting, WORDS[-1])
 
 
 def is_dense(values: npt.NDArray[np.int64]) -> bool:
-    """Whether distinct int64 keys lie close enough for a direct table."""
+    """Whether distinct int64 keys are dense enough for a direct table."""
     if len(values) == 0:
         return True
     span = int(values.max()) - int(values.min()) + 1
@@ -195,7 +195,7 @@ def _text_layout(tables: Sequence[Table]) -> list[_Layout]:
 
 
 def _records(placement: Placement, keys: Array, codes: Array, missing: int) -> Array:
-    """Return ``[slots, words + 1]``; an empty slot has the missing code, so that its key 0 does no harm."""
+    """Return ``[slots, words + 1]``; empty slots have the missing code, so their key 0 does no harm."""
     records = np.zeros((placement.slots, keys.shape[1] + 1), np.int64)
     records[:, -1] = missing
     records[placement.slot, :-1] = keys

@@ -1,23 +1,21 @@
-"""Exact lookup tables for int64 and bytes keys, laid out in plain arrays that can be memory-mapped.
+"""Exact lookup tables for int64 and bytes keys, stored in plain arrays that can be memory-mapped.
 
 A table maps each distinct key to a code (its position, unless codes are given) and every other value to
 one ``missing`` code. Two layouts, chosen by :func:`~.build.build_lookup` from the keys alone:
 
 ``direct``
-    Integers that lie close together: one table indexed by ``key - lowest``.
+    Dense integers: one table indexed by ``key - lowest``.
 ``hash``
     All other keys: a perfect hash (``perfect_hash.py``) over *records* of 64-bit words, a key's words and
     its code. An integer is one word. A string is 1, 3, 7 or 15 words (up to 8, 24, 56 or 120 bytes),
-    padded with NULs, so that a record fills 16, 32, 64 or 128 bytes and never lies across two cache lines
-    where it could lie in one. A lookup reads one displacement and one record, and compares the whole key:
-    the answer is exact.
+    padded with NULs, so that a record has 16, 32, 64 or 128 bytes and does not cross a cache line if it fits
+    into one. A lookup reads one displacement and one record and compares the whole key, so it is exact.
 
-Strings that padding can't hold, or can't tell apart, are *odd*: those that end in a NUL, and the few that
-are longer than the width chosen for the table. They are sorted by CRC-32, found by bisection and compared
-byte by byte.
+Strings that padding can't hold or distinguish are *odd*: those that end in a NUL, and the few that are longer
+than the width chosen for the table. They are sorted by CRC-32, found by bisection and compared byte by byte.
 
-Several tables of one kind and width can be *fused*: their displacements and records lie end to end, and
-one call looks up as many columns.
+Several tables of one kind and width can be *fused*: their displacements and records are concatenated, and one
+call looks up a column in each.
 """
 
 from __future__ import annotations
@@ -38,10 +36,10 @@ from .build import WORDS
 from .perfect_hash import DISPLACER, GOLDEN, MASK, MULTIPLIER, bucket_of, hash_words, slot_of
 from .strings import Strings, words_of_objects, words_of_strings
 
-#: Up to this many keys a lookup goes key by key: measured, plain Python takes 0.9 (integers) to 1.2
-#: microseconds (strings) for each, and the vectorised path 14 to 20 however few they are.
+#: Up to this many keys are looked up one by one: plain Python takes 0.9 (integers) to 1.2 (strings)
+#: microseconds per key, the vectorised path at least 14 to 20 in all.
 FEW = 16
-#: Longer batches are looked up in blocks of so many keys, whose temporaries stay in the cache.
+#: Larger batches are looked up in blocks of this many keys, whose temporaries fit into the cache.
 BLOCK = 1 << 14
 
 #: The arrays of a table's odd strings.
@@ -59,9 +57,9 @@ class Lookup(Protocol):
         Parameters
         ----------
         values
-            ``[n]`` int64, or ``[n]`` objects that are ``bytes``: whatever the table was built from. Fused
-            tables take ``[C, n]``. A table of strings also takes :class:`Strings`,
-            those of C columns one column after the other.
+            ``[n]`` int64 or ``[n]`` ``bytes`` objects, like the keys that the table was built from. Fused
+            tables take ``[C, n]``. A table of strings also takes :class:`Strings`, C columns one after the
+            other.
 
         Returns
         -------
@@ -70,17 +68,17 @@ class Lookup(Protocol):
         ...
 
     def find_one(self, value: Any) -> int:
-        """Return the code of one value of a table of one column: sooner than in an array of one."""
+        """Return the code of one value in a table of one column; faster than an array of one value."""
         ...
 
 
 def open_lookup(arrays: Mapping[str, Array], prefix: str | None = None) -> Lookup:
-    """Open a table that :mod:`.build` laid out; it may be memory-mapped.
+    """Open a table built by :mod:`.build`; the arrays may be memory-mapped.
 
     Raises
     ------
     KeyError
-        The arrays hold no table of these layouts.
+        The arrays hold no table of these layouts, or one that names slots or buckets that do not exist.
     """
     dot = "" if prefix is None else f"{prefix}."
     if f"{dot}table" in arrays:
@@ -92,11 +90,11 @@ def open_lookup(arrays: Mapping[str, Array], prefix: str | None = None) -> Looku
 
 
 def read_keys(arrays: Mapping[str, Array], prefix: str | None = None) -> Array:
-    """Return the keys of a table that :func:`~.build.build_lookup` laid out, by increasing code.
+    """Return the keys of a table built by :func:`~.build.build_lookup`, by increasing code.
 
     Returns
     -------
-    ``[n]`` int64, or objects that are ``bytes``. Keys whose code is the missing code are left out.
+    ``[n]`` int64, or ``bytes`` objects. Keys whose code is the missing code are left out.
     """
     dot = "" if prefix is None else f"{prefix}."
     if f"{dot}table" in arrays:
@@ -111,7 +109,7 @@ def read_keys(arrays: Mapping[str, Array], prefix: str | None = None) -> Array:
         numbers: Array = keys[np.argsort(codes, kind="stable"), 0]
         return numbers
     odd = Strings(arrays[f"{dot}odd_blob"], arrays[f"{dot}odd_offsets"]).objects()
-    # NumPy takes the padding off a string of fixed width; the odd ones are kept whole.
+    # NumPy strips the padding of fixed-width strings; odd strings are stored unpadded.
     padded = np.ascontiguousarray(keys).view(f"S{8 * keys.shape[1]}").reshape(-1).astype(np.object_)
     codes = np.concatenate([codes, arrays[f"{dot}odd_codes"]])
     texts: Array = np.concatenate([padded, odd])[np.argsort(codes, kind="stable")]
@@ -119,12 +117,12 @@ def read_keys(arrays: Mapping[str, Array], prefix: str | None = None) -> Array:
 
 
 class DirectLookup:
-    """Integers that lie close together: one table indexed by ``key - lowest``.
+    """Dense integers: one table indexed by ``key - lowest``.
 
     Parameters
     ----------
     table
-        ``[span + 1]`` codes; the last is the missing code, and so is every hole.
+        ``[span + 1]`` codes; the last one and those of absent keys are the missing code.
     lowest
         The lowest key.
     """
@@ -134,11 +132,11 @@ class DirectLookup:
         self._lowest = np.uint64(lowest & MASK)
         self._span = np.uint64(len(table) - 1)
         self._first, self._missing = lowest, len(table) - 1
-        # A plain memoryview: indexing one gives a Python int several times faster than an array.
+        # Indexing a memoryview returns a Python int several times faster than indexing an array.
         self._view = memoryview(table)  # type: ignore[arg-type]
 
     def find_one(self, value: int) -> int:
-        """Return the code of one int64 value in plain Python: each call of NumPy's takes as long."""
+        """Return the code of one int64 value, in plain Python: a single NumPy call takes as long."""
         at = value - self._first
         code: int = self._view[at if 0 <= at < self._missing else self._missing]
         return code
@@ -147,7 +145,7 @@ class DirectLookup:
         """Return the code of each int64 value."""
         if values.shape == (1,):
             return np.array([self.find_one(values.item())], _INT64)
-        # Modulo 2**64 the subtraction is a bijection, so one unsigned comparison finds what is outside.
+        # Subtraction modulo 2**64 is a bijection, so one unsigned comparison finds values out of range.
         offset = values.view(np.uint64) - self._lowest
         np.minimum(offset, self._span, out=offset)
         found: npt.NDArray[np.int64] = self._table.take(offset.view(np.int64), mode="clip")
@@ -163,7 +161,7 @@ class _HashLookup:
         As :func:`~.build.build_fused` returns them, without a prefix.
     """
 
-    #: Up to how many keys go one by one.
+    #: Up to this many keys are looked up one by one.
     few: int
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
@@ -180,7 +178,7 @@ class _HashLookup:
         whole = np.complex128 if self.words == 1 else np.dtype(f"V{8 * (self.words + 1)}")
         self._records = records.reshape(-1).view(whole)
         self._displacements = arrays["displacements"]
-        # Plain memoryviews and ints: indexing one gives a Python int several times faster than an array.
+        # Indexing a memoryview returns a Python int several times faster than indexing an array.
         self._record_view = memoryview(records.reshape(-1))  # type: ignore[arg-type]
         self._displacement_view = memoryview(arrays["displacements"])  # type: ignore[arg-type]
         self._plain: list[list[int]] = columns.tolist()
@@ -191,7 +189,7 @@ class _HashLookup:
         bucket = bucket_of(h, self._buckets[columns])
         if self._is_based:
             bucket += self._first_bucket[columns]
-        # Every index is within: NumPy's clip mode is merely the one that does not look for errors first.
+        # All indexes are in range; NumPy's clip mode is faster, since it does not check for errors first.
         displacement = self._displacements.take(bucket, mode="clip").astype(_UINT64)
         slot = slot_of(h, displacement, self._slots[columns])
         if self._is_based:
@@ -222,7 +220,7 @@ class _HashLookup:
         return code
 
     def _blocks(self, n: int) -> Iterator[tuple[slice, slice]]:
-        """Cut ``[C, n]`` into blocks of some columns, or of some rows of one column."""
+        """Split ``[C, n]`` into blocks of several columns, or of some rows of one column."""
         step = max(1, BLOCK // n)
         for column in range(0, self.columns, step):
             for row in range(0, n, BLOCK):
@@ -230,14 +228,14 @@ class _HashLookup:
 
 
 class IntLookup(_HashLookup):
-    """Integers far apart; see :class:`_HashLookup`."""
+    """Sparse integers; see :class:`_HashLookup`."""
 
     def find_one(self, value: int) -> int:
         """Return the code of one int64 value."""
         return self.find_key(0, (value,))
 
     def find(self, values: Array) -> npt.NDArray[np.int64]:
-        """Return the code of each int64 value; ``[n]`` of one column, ``[C, n]`` of several."""
+        """Return the code of each int64 value: ``[n]`` for one column, ``[C, n]`` for several."""
         if values.size <= FEW:
             n, keys = values.size // self.columns, values.reshape(-1).tolist()
             few = [self.find_key(at // n, (key,)) for at, key in enumerate(keys)]
@@ -274,12 +272,11 @@ class TextLookup(_HashLookup):
         Parameters
         ----------
         values
-            ``[n]`` or ``[C, n]`` objects that are ``bytes``, or packed strings, one column after the
-            other.
+            ``[n]`` or ``[C, n]`` ``bytes`` objects, or packed strings, one column after the other.
 
         Returns
         -------
-        int64 of the values' shape; of packed strings ``[n]`` for one column, ``[C, n]`` for several.
+        int64 of the values' shape; for packed strings ``[n]`` for one column, ``[C, n]`` for several.
         """
         if isinstance(values, Strings):
             found = self._find_packed(values)
@@ -313,7 +310,7 @@ class TextLookup(_HashLookup):
         return out
 
     def _find_even(self, values: Strings, out: npt.NDArray[np.int64]) -> list[int]:
-        """Write the codes ``[C, n]`` of all strings but the odd ones, and return the places of these."""
+        """Write the codes ``[C, n]`` of all strings but the odd ones, and return the odd ones' positions."""
         n, odds = out.shape[1], list[int]()
         if self._native is not None:
             for column, codes in enumerate(out):

@@ -1,8 +1,8 @@
-"""Perfect hashing: every key has one slot of its own, so that a lookup is one gather and one comparison.
+"""Perfect hashing: every key has a slot of its own, so that a lookup is one gather and one comparison.
 
-A key is a row of 64-bit words. Its hash ``h`` names a bucket; the bucket's *displacement*, found when the
-table is built, sends each of its keys to a slot that no other key has (Belazzougui, Botelho, Dietzfelbinger:
-"Hash, displace, and compress", ESA 2009). Reading needs no loop, which is what makes it fast in NumPy.
+A key is a row of 64-bit words. Its hash ``h`` selects a bucket. The bucket's *displacement*, found when the
+table is built, maps each of its keys to a slot that no other key has (Belazzougui, Botelho, Dietzfelbinger:
+"Hash, displace, and compress", ESA 2009). Lookups need no loop, which makes them fast in NumPy.
 
 With ``>>`` logical and all arithmetic modulo 2**64::
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ..spec import Array
 
-# Odd constants of well-tried mixers: 2**64 / golden ratio; degski's 64-bit mixer; Stafford's "Mix13".
+# Odd constants of established mixers: 2**64 / golden ratio; degski's 64-bit mixer; Stafford's "Mix13".
 GOLDEN = 0x9E3779B97F4A7C15
 MULTIPLIER = 0xD6E8FEB86659FD93
 DISPLACER = 0xBF58476D1CE4E5B9
@@ -31,20 +31,20 @@ MASK = (1 << 64) - 1
 _GOLDEN, _MULTIPLIER, _DISPLACER = np.uint64(GOLDEN), np.uint64(MULTIPLIER), np.uint64(DISPLACER)
 _HALF = np.uint64(32)
 
-#: Slots for seven keys, and keys for each bucket: measured, emptier tables are slower, since less of them
-#: fits the cache, and fuller ones or larger buckets take longer to build.
+#: Slots per seven keys, and keys per bucket. By measurement, emptier tables are slower, since less of them
+#: fits into the cache, and fuller ones or larger buckets take longer to build.
 SLOTS_FOR_7 = 8
 KEYS_PER_BUCKET = 3
-#: How often a table is built anew with another seed; once is nearly always enough.
+#: Number of seeds that are tried; the first nearly always works.
 SEEDS = 16
 
 
-#: uint64, one for all keys or one for each.
+#: uint64, one for all keys or one per key.
 Unsigned: TypeAlias = "npt.NDArray[np.uint64] | np.uint64"
 
 
 class Placement(NamedTuple):
-    """Where each key of a table lies.
+    """The slot of each key of a table.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Placement(NamedTuple):
     slot
         ``[n]`` int64, distinct, each below ``slots``.
     slots
-        How many there are.
+        Number of slots.
     """
 
     seed: int
@@ -65,7 +65,7 @@ class Placement(NamedTuple):
 
 
 class RepeatedKey(ValueError):
-    """Two keys are equal; ``position`` is where one of them stands."""
+    """Two keys are equal; ``position`` is that of one of them."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"lookup key {position} stands somewhere else too")
@@ -73,7 +73,7 @@ class RepeatedKey(ValueError):
 
 
 def hash_words(words: Sequence[Array], seed: Unsigned) -> npt.NDArray[np.uint64]:
-    """Return ``h`` of keys given as one uint64 array for each word; ``seed`` broadcasts against them."""
+    """Return ``h`` of keys given as one uint64 array per word; ``seed`` broadcasts against them."""
     h: npt.NDArray[np.uint64] = words[0] * seed
     for word in words[1:]:
         h ^= h >> _HALF
@@ -93,7 +93,7 @@ def bucket_of(h: npt.NDArray[np.uint64], buckets: Unsigned) -> npt.NDArray[np.in
 
 
 def slot_of(h: npt.NDArray[np.uint64], displacement: Unsigned, slots: Unsigned) -> npt.NDArray[np.int64]:
-    """Return each hash's slot, **writing over** ``h``; ``displacement`` and ``slots`` are uint64."""
+    """Return each hash's slot, **overwriting** ``h``; ``displacement`` and ``slots`` are uint64."""
     h ^= displacement * _DISPLACER
     h *= _GOLDEN
     h >>= _HALF
@@ -103,19 +103,19 @@ def slot_of(h: npt.NDArray[np.uint64], displacement: Unsigned, slots: Unsigned) 
 
 
 def place(words: Sequence[Array]) -> Placement:
-    """Give each key a slot of its own.
+    """Assign each key a slot of its own.
 
     Parameters
     ----------
     words
-        One ``[n]`` uint64 array for each word of the keys, which must be distinct.
+        One ``[n]`` uint64 array per word of the keys, which must be distinct.
 
     Raises
     ------
     RepeatedKey
         Two keys are equal.
     ValueError
-        There are more than 2**31.
+        There are more than 2**31 keys, or no seed works.
     """
     if len(words[0]) > 1 << 31:
         raise ValueError(f"a lookup table holds up to 2**31 keys, not {len(words[0])}")
@@ -143,8 +143,8 @@ def _check_distinct(h: npt.NDArray[np.uint64], words: Sequence[Array]) -> None:
 def _displace(h: npt.NDArray[np.uint64]) -> tuple[Array, Array, int] | None:
     """Find the displacements; None if two hashes are equal, or a bucket fits nowhere.
 
-    Buckets are placed by decreasing size, as in the paper; all those of one size at once, with one
-    displacement after the other. Of buckets that want the same slot, one wins and the others go on.
+    Buckets are placed by decreasing size, as in the paper. All buckets of one size try one displacement after
+    the other together. If several buckets claim a slot, one wins, and the others try the next displacement.
     """
     n = len(h)
     buckets, slots = n // KEYS_PER_BUCKET + 1, n * SLOTS_FOR_7 // 7 + 1
@@ -184,7 +184,7 @@ def _displace(h: npt.NDArray[np.uint64]) -> tuple[Array, Array, int] | None:
 
 
 def _equal_in_rows(rows: Array) -> npt.NDArray[np.bool_]:
-    """Return which rows hold a value twice."""
+    """Return which rows contain a value more than once."""
     ordered = np.sort(rows, axis=1)
     twice: npt.NDArray[np.bool_] = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     return twice

@@ -1,4 +1,4 @@
-"""Byte strings laid end to end, and as rows of 8-byte words: how text is looked up without Python objects."""
+"""Packed byte strings, also as rows of 8-byte words, so that text is looked up without Python objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEEP = np.array([(1 << (8 * kept)) - 1 for kept in range(9)], np.uint64)
 
 @dataclass(frozen=True, slots=True)
 class Strings:
-    """Byte strings laid end to end, as Arrow keeps them.
+    """Byte strings stored end to end, as in Arrow.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class Strings:
     offsets
         ``[n + 1]`` int64, increasing: string ``i`` is ``blob[offsets[i] : offsets[i + 1] - gap]``.
     gap
-        How many bytes lie behind each string that belong to none.
+        Number of bytes after each string that belong to none.
     """
 
     blob: npt.NDArray[np.uint8]
@@ -37,7 +37,7 @@ class Strings:
 
     @classmethod
     def of(cls, values: Array) -> Strings:
-        """Pack ``[n]`` objects that are ``bytes``.
+        """Pack ``[n]`` ``bytes`` objects.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class Strings:
 
     @classmethod
     def join(cls, parts: list[Strings]) -> Strings:
-        """Return the strings of several columns, one column after the other; their gaps must be the same."""
+        """Return the strings of several columns, one column after the other; their gaps must be equal."""
         if len(parts) == 1:
             return parts[0]
         [gap] = {part.gap for part in parts}
@@ -68,7 +68,7 @@ class Strings:
         return cls(np.concatenate(blobs), np.concatenate([begins[:1], *ends]), gap)
 
     def objects(self) -> Array:
-        """Return ``[n]`` objects that are ``bytes``."""
+        """Return ``[n]`` ``bytes`` objects."""
         first = self.offsets[0]
         text, ends = self.blob[first : self.offsets[-1]].tobytes(), (self.offsets - first).tolist()
         out = np.empty(len(self), np.object_)
@@ -80,7 +80,7 @@ class Strings:
         return Strings(self.blob, self.offsets[begin : end + 1], self.gap)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Strings:
-        """Gather strings by position."""
+        """Gather strings by position; the result has no gaps."""
         begins = self.offsets[rows]
         lengths = self.offsets[rows + 1] - begins - self.gap
         offsets = np.zeros(len(rows) + 1, np.int64)
@@ -90,24 +90,24 @@ class Strings:
 
 
 def words_of_objects(values: Array, count: int) -> tuple[Array, Array | None]:
-    """Cut ``bytes`` objects into words.
+    """Split ``bytes`` objects into words.
 
     Parameters
     ----------
     values
-        Objects that are ``bytes``, of any shape.
+        ``bytes`` objects, of any shape.
     count
-        How many words a string may have.
+        Number of words of a key.
 
     Returns
     -------
-    ``[…, count + 1]`` uint64: the string, padded with NULs to 8·``count`` bytes, then a word to be left
-    unread; and which strings are *odd* (boolean, the shape of ``values``; None if none is): longer than
-    that, or ending in a NUL, so that they can't be told from others once padded.
+    ``[…, count + 1]`` uint64: the string, padded with NULs to 8·``count`` bytes, then a word that callers
+    must ignore; and which strings are *odd* (boolean, the shape of ``values``; None if none is): longer than
+    that, or ending in a NUL, so that they could not be distinguished from others once padded.
     """
     items: list[bytes] = values.ravel().tolist()
     nul = b"\0" in b"".join(items)
-    # Cut off at one word too many: a longer string without NULs shows in that word.
+    # Truncate at one word more: a longer string without NULs has bytes in that word.
     words = values.astype(f"S{8 * (count + 1)}").view(np.uint64).reshape(*values.shape, count + 1)
     if nul:
         limit = 8 * count
@@ -118,14 +118,14 @@ def words_of_objects(values: Array, count: int) -> tuple[Array, Array | None]:
 
 
 def words_of_strings(strings: Strings, count: int) -> tuple[Array, Array | None]:
-    """Cut packed strings into words; see :func:`words_of_objects`. ``[n, count + 1]`` and ``[n]``."""
+    """Split packed strings into words; see :func:`words_of_objects`. ``[n, count + 1]`` and ``[n]``."""
     offsets = strings.offsets - strings.offsets[0]
     begins, ends = offsets[:-1], offsets[1:] - strings.gap
     lengths = ends - begins
     size = 8 * (count + 1)
     blob = strings.blob[strings.offsets[0] : strings.offsets[-1]]
     padded = np.concatenate([blob, np.zeros(size, np.uint8)])
-    # Every run of ``size`` bytes of the blob, as a view; only those that begin a string are read.
+    # A view of every run of ``size`` bytes of the blob; only those at the beginning of a string are read.
     runs: npt.NDArray[Any] = np.ndarray((len(blob) + 1,), f"V{size}", padded, strides=(1,))
     words = runs[begins].view(np.uint64).reshape(-1, count + 1)
     longest = int(lengths.max(initial=0))
@@ -141,5 +141,5 @@ def words_of_strings(strings: Strings, count: int) -> tuple[Array, Array | None]
 
 
 def packed_strings(values: Array | Strings) -> Strings:
-    """Return keys as packed strings, whichever way they come."""
+    """Return keys as packed strings, from ``bytes`` objects or packed strings."""
     return values if isinstance(values, Strings) else Strings.of(values)

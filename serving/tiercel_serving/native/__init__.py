@@ -1,7 +1,7 @@
-"""What is done in C where it was built; elsewhere NumPy, or ONNX Runtime for models, does the same, slower.
+"""Loops in C. If they were not built, slower NumPy code, or ONNX Runtime for models, takes their place.
 
-Installing the package builds the functions (``*.c`` beside this file) where there is a C compiler. They are
-plain C, which ``calls.c`` lets Python call without Python's headers; while they run, other threads do too.
+Installing the package builds the functions (``*.c`` beside this file) if there is a C compiler. They are
+plain C; ``calls.c`` makes them callable from Python without Python's headers. They run without the GIL.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-#: Function → its arguments: p is an array in one piece or None, t a tuple of arrays, n a whole number.
+#: Function → its arguments: p is a contiguous array or None, t a tuple of arrays, n an integer.
 ARGUMENTS: Mapping[str, str] = {
     "mark": "pnpn",
     "draw_uniform": "nnnppp",
@@ -38,23 +38,23 @@ ARGUMENTS: Mapping[str, str] = {
 
 @cache
 def library() -> Any | None:
-    """Return the built functions, or None: they were not built, or for another kind of machine."""
+    """Return the built functions; None if they were not built, or not for this machine or version."""
     found = sorted(Path(__file__).parent.glob("libtiercel_native*.so"))
     if not found or sys.byteorder != "little":
         return None
     try:
         return open_library(found[0])
-    except (OSError, AttributeError):  # AttributeError: built from another version's sources
+    except (OSError, AttributeError):  # AttributeError: built from the sources of another version
         return None
 
 
 def open_library(file: Path) -> Any:
-    """Open the functions in a file.
+    """Open the functions in a shared library.
 
     Raises
     ------
     OSError, AttributeError
-        It can't be loaded, or lacks one.
+        The file can't be loaded, or lacks a function.
     """
     opened = ctypes.PyDLL(str(file))
     bind = opened.bind_function

@@ -1,7 +1,8 @@
-/* Functions of this library as functions of Python's, which take arrays as they are.
+/* Makes the functions of this library callable as Python functions that take arrays without conversion.
  *
- * Through ctypes a call takes longer than most of them run, above all after a wait, when its code is out of the caches. What
- * is needed of Python is of its stable ABI, and declared here: whoever loads this library has it.
+ * A call through ctypes takes longer than most of the functions themselves, above all after a pause, when
+ * the code of ctypes has left the caches. The few parts of Python's stable ABI that are needed are declared
+ * here; the Python process that loads this library provides them.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -46,19 +47,19 @@ ssize_t PyTuple_Size(PyObject* tuple);
 PyThreadState* PyEval_SaveThread(void);
 void PyEval_RestoreThread(PyThreadState* state);
 
-/* A number and an address are passed alike, and who takes fewer does not look at the others. */
+/* Numbers and addresses are passed in the same way, and a function with fewer parameters ignores the rest. */
 enum { MOST = 13 };
 typedef int64_t Function(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                          int64_t, int64_t);
 
-/* What a call holds of its arrays until it is over. */
+/* The buffers that a call holds until it returns. */
 typedef struct {
   size_t count;
   Py_buffer* views;
-  void** places; /* of those that come in a tuple */
+  void** places; /* addresses of the arrays of a tuple */
 } Held;
 
-/* Hold an array, which lies in one piece; None is no array. */
+/* Hold a contiguous array and get its address; NULL for None. */
 static bool hold(PyObject* array, Held* held, void** place)
 {
   *place = NULL;
@@ -87,7 +88,7 @@ static bool read_argument(char kind, PyObject* given, Held* held, int64_t* value
   return true;
 }
 
-/* Make room for all arrays of a call. */
+/* Allocate the buffers for all arrays of a call, which may have one tuple. */
 static bool make_room(const char* kinds, PyObject* const* given, Held* held)
 {
   size_t views = 1, places = 1;
@@ -103,7 +104,7 @@ static bool make_room(const char* kinds, PyObject* const* given, Held* held)
   return held->views != NULL;
 }
 
-/* Call the function whose address and kinds of arguments are `self`; other threads run meanwhile. */
+/* Call the function whose address and argument kinds are in `self`, without the GIL. */
 static PyObject* call(PyObject* self, PyObject* const* given, ssize_t count)
 {
   Function* function = NULL;
@@ -124,7 +125,7 @@ static PyObject* call(PyObject* self, PyObject* const* given, ssize_t count)
   return good ? PyLong_FromLongLong(found) : NULL;
 }
 
-/* Return a function of Python's: `self` is (its address, its arguments' kinds as bytes). */
+/* Return a Python function for `self`, a tuple (address, argument kinds as bytes). */
 EXPORT PyObject* bind_function(PyObject* self)
 {
   static PyMethodDef method = {"call", call, METHOD_FASTCALL, NULL};

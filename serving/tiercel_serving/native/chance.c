@@ -1,4 +1,4 @@
-/* Numbers that look drawn: reorder/chance.py says what they are. */
+/* Pseudo-random numbers; reorder/chance.py defines them. */
 #include <stdint.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -11,8 +11,8 @@ static uint64_t mixed(uint64_t x)
   return x ^ x >> 31;
 }
 
-/* Mix each user's seed [users], 0 for NaN, with `offset` and each row [users, width]; `drawn` [users, width] lies between
- * 0 and 1. */
+/* Hash each user's seed [users] (0 for NaN) with `offset` and with each row [users, width] into `drawn`
+ * [users, width], numbers between 0 and 1. */
 EXPORT int64_t draw_uniform(int64_t users, int64_t width, int64_t offset, const double* seeds, const int64_t* rows,
                             double* drawn)
 {

@@ -1,4 +1,4 @@
-"""Pseudo-random numbers of users and rows: ``chance.c``, or NumPy where it was not built."""
+"""Pseudo-random numbers for users and rows: the interface to ``chance.c``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import library
 def draw_uniform(
     seeds: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], offset: int
 ) -> npt.NDArray[np.float64] | None:
-    """Return numbers ``[B, M]`` of each user's seed ``[B or 1, 1]`` and rows ``[B, M]``; None: not built."""
+    """Return numbers ``[B, M]`` for seeds ``[B or 1, 1]`` and rows ``[B, M]``; None if C was not built."""
     functions: Any = library()
     if functions is None:
         return None

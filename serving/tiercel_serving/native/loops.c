@@ -1,9 +1,9 @@
-/* A dense model as a list of loops over numbers, for one user after the other.
+/* Runs a dense model as a list of loops over numbers, user by user. The export writes the list, and
+ * engines/loops.py opens it.
  *
- * What engines/loops.py opens. Every loop is of one kind over at most four axes, whose operands say by themselves how
- * far apart their elements lie: a view costs nothing, and whatever is between two loops stays in the cache. Nothing here
- * knows of models; who wrote the list has seen to it that no loop goes beyond its arrays. What a request brings may
- * still be wrong: rows that are gathered are looked at. float is float32.
+ * Every loop is of one kind, over at most four axes. Its operands have strides, so views need no copies, and
+ * intermediate results of one user stay in the cache. The list guarantees that no loop leaves its arrays.
+ * Only the input of a request can be wrong, so rows to gather are checked. float is float32.
  */
 #include <math.h>
 #include <stdint.h>
@@ -13,7 +13,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* A product and a sum in one step where the processor has it, as BLAS does. */
+/* Use fused multiply-add where the processor has it, as BLAS does. */
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT ON
 #else
@@ -27,12 +27,12 @@ enum {
   SUM, HIGHEST, PRODUCT, GATHER_INT32, GATHER_INT64
 };
 
-/* Where elements lie: in which array, from which element on, and how many elements apart along each axis. */
+/* An operand: its array, its first element, and its stride along each axis, in elements. */
 typedef struct {
   int64_t array, first, steps[4];
 } Operand;
 
-/* `rows` are those of a table that is gathered from. */
+/* `rows` is the number of rows of the table that a gather reads. */
 typedef struct {
   int64_t kind, rows, sizes[4];
   Operand out, one, two, three;
@@ -76,7 +76,7 @@ enum { LANES = 8 };
     for (int64_t i = 0; i < size; ++i) out[i * by] = (float)given[i * of];    \
   } while (0)
 
-/* One run along the last axis. */
+/* Run one loop along the last axis. */
 ALWAYS_INLINE void run_row(const Loop* loop, char* const* arrays, int64_t first, float* out, const float* one,
                            const float* two, const float* three)
 {
@@ -91,7 +91,7 @@ ALWAYS_INLINE void run_row(const Loop* loop, char* const* arrays, int64_t first,
     case SUBTRACT: EACH(x - y); break;
     case MULTIPLY: EACH(x * y); break;
     case DIVIDE: EACH(x / y); break;
-    /* NaN, of either, stays. */
+    /* NaN in either operand is kept. */
     case LESSER: EACH(x < y || x != x ? x : y); break;
     case GREATER: EACH(x > y || x != x ? x : y); break;
     case LESS: EACH((float)(x < y)); break;
@@ -145,7 +145,7 @@ ALWAYS_INLINE void run_elements(const Loop* loop, char* const* arrays)
 
 /* ---------------------------------------------------------------------------------------------------------- the others */
 
-/* The sum, or the greatest, along the last axis. */
+/* The sum or the maximum along the last axis. */
 ALWAYS_INLINE void run_reduction(const Loop* loop, char* const* arrays)
 {
   const int64_t across = loop->sizes[2], size = loop->sizes[3], next = loop->one.steps[3];
@@ -168,8 +168,9 @@ ALWAYS_INLINE void run_reduction(const Loop* loop, char* const* arrays)
     }
 }
 
-/* `rows` rows by `vectors` vectors of a product, held in registers: both are constants where it is called. The last
- * vector has `columns` columns; behind those of the second factor there is room. */
+/* One tile of a matrix product, `rows` rows by `vectors` vectors, held in registers: both are constants in
+ * every call. The last vector has `columns` real columns; the second factor is padded beyond its last
+ * column. */
 ALWAYS_INLINE void multiply_tile(const Loop* loop, int64_t rows, int64_t vectors, int64_t columns, float* out,
                                  const float* one, const float* two)
 {
@@ -240,7 +241,7 @@ ALWAYS_INLINE void run_product(const Loop* loop, char* const* arrays)
     }
 }
 
-/* A call of memcpy takes longer than so few numbers do. */
+/* For so few numbers, a call of memcpy takes longer than a loop. */
 ALWAYS_INLINE void copy_row(float* to, const float* from, int64_t width)
 {
   int64_t at = 0;
@@ -248,7 +249,8 @@ ALWAYS_INLINE void copy_row(float* to, const float* from, int64_t width)
   for (; at < width; ++at) to[at] = from[at];
 }
 
-/* Rows of a table, the last axis: of whole numbers `one`, out of `two`. Return how many are no rows of it. */
+/* Gather the rows `one` (integers) of the table `two` along the last axis. Return how many rows are out of
+ * range. */
 ALWAYS_INLINE int64_t gather(const Loop* loop, char* const* arrays)
 {
   const int64_t width = loop->sizes[3];
@@ -286,10 +288,10 @@ FOR_EACH_PROCESSOR static int64_t run_all(int64_t count, const Loop* loops, char
 
 /* Run `count` loops for each user.
  *
- *   arrays     [places]: where the weights, the work space, the inputs and the outputs begin; changed
- *   distances  [places]: bytes from one user's to the next's
+ *   arrays     [places]: addresses of weights, work space, inputs and outputs; modified
+ *   distances  [places]: bytes from one user's data to the next user's
  *
- * Return how many gathered rows are in no table: what was computed is then nothing. */
+ * Return how many gathered rows are out of range; unless it is 0, the results are invalid. */
 EXPORT int64_t run_loops(int64_t users, int64_t count, int64_t places, const int64_t* loops, char** arrays,
                          const int64_t* distances)
 {

@@ -3,12 +3,12 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* Set cells[at[i]] of `size` cells for n places; return how many places are none of theirs. */
+/* Set cells[at[i]] to 1 for n places among `size` cells; return how many places are out of range. */
 EXPORT int64_t mark(uint8_t* cells, int64_t size, const int64_t* at, int64_t n)
 {
   const uint64_t end = (uint64_t)size;
   int64_t index = 0, beyond = 0;
-  /* Four at once, as long as all are theirs: one branch in place of four. */
+  /* Four at once, as long as all are in range: one branch instead of four. */
   for (; index + 4 <= n; index += 4) {
     const uint64_t one = (uint64_t)at[index], two = (uint64_t)at[index + 1];
     const uint64_t three = (uint64_t)at[index + 2], four = (uint64_t)at[index + 3];

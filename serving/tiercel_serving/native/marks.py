@@ -1,4 +1,4 @@
-"""Flags of many cells: ``marks.c``, and NumPy where it was not built."""
+"""Setting of many flags: ``marks.c``, or NumPy if it was not built."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy.typing as npt
 
 from . import library
 
-#: From so many places on the call is worth its own cost.
+#: From this many places on, the C function is faster in spite of the call's cost.
 MANY = 2000
 
 
 def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]]) -> None:
-    """Set ``cells [n]`` at places of any shape, none of them negative.
+    """Set ``cells [n]`` to True at places of any shape, none of them negative.
 
     Raises
     ------
     IndexError
-        One of them is beyond the cells.
+        A place is beyond the cells.
     """
     functions = library() if at.size >= MANY else None
     if functions is None:

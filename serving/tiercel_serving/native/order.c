@@ -1,7 +1,9 @@
-/* Each user's candidates by (score descending, row ascending), and scores that stay with the places of an order.
+/* Sorting of each user's candidates by (score descending, row ascending), and reassigning of scores to a new
+ * order.
  *
- * What ranked/order.py and reorder/placing.py do in NumPy, to the bit. All arrays lie in C's order; results that are NULL are
- * left out. Each function returns 0, or -1 where there is no memory. float is float32, and no score is NaN.
+ * Results equal those of ranked/order.py and reorder/placing.py in NumPy, bit for bit. All arrays are
+ * C-contiguous; result arrays that are NULL are left out. Each function returns 0, or -1 if it runs out of
+ * memory. float is float32, and no score is NaN.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -17,7 +19,7 @@ typedef struct {
   uint32_t key, at;
 } Entry;
 
-/* Sort by key, ascending and stable, digit by digit. `entries` and `spare` change places as often as need be. */
+/* Sort by key, ascending and stable (radix sort). `entries` and `spare` may be swapped. */
 static void sort_entries(Entry** entries, Entry** spare, int64_t width)
 {
   enum { DIGITS = 4, VALUES = 256 };
@@ -42,7 +44,7 @@ static void sort_entries(Entry** entries, Entry** spare, int64_t width)
   }
 }
 
-/* A number that rises where the score falls; 0 - x, so that -0.0 and 0.0 are one. */
+/* An integer that rises as the score falls; 0 - x makes -0.0 equal to 0.0. */
 static uint32_t key_of(float score)
 {
   const float negated = 0 - score;
@@ -59,7 +61,7 @@ static float score_of(uint32_t key)
   return 0 - negated;
 }
 
-/* Whether those of equal scores are by row. */
+/* Whether entries with equal scores are in the order of their rows. */
 static bool by_row(const Entry* entries, const int64_t* rows, int64_t width)
 {
   for (int64_t at = 1; at < width; ++at)
@@ -81,8 +83,8 @@ static void sort_user(const float* scores, const int64_t* rows, int64_t width, E
 /* Sort each user's candidates.
  *
  *   scores         [users, width]
- *   rows           [users, width], not negative, below 2**32; NULL if nothing depends on which of equals comes first
- *   order          [users, width]: where each stands
+ *   rows           [users, width], not negative, below 2**32; NULL if the order of ties does not matter
+ *   order          [users, width]: indexes of the sorted candidates
  *   found_scores, found_rows   [users, width] in that order */
 EXPORT int64_t sort_by_score(int64_t users, int64_t width, const float* scores, const int64_t* rows, int64_t* order,
                              float* found_scores, int64_t* found_rows)
@@ -150,12 +152,12 @@ static int64_t gather_keys(const float* scores, const int64_t* rows, const bool*
 
 /* Find each user's best candidates among those that are not masked.
  *
- *   step           from one user's rows to the next's: `width`, or 0 where all have the same
- *   cells          from one user's masked to the next's
+ *   step           distance from one user's rows to the next user's: `width`, or 0 if all users share them
+ *   cells          distance from one user's masked flags to the next user's
  *   scores         [users, width]
  *   rows           [users, width], or [width]; not negative, below 2**32
- *   masked         [users, cells], by row; NULL if nothing is
- *   found_scores, found_rows   [users, count], sorted; -INFINITY and `pad` where there are fewer */
+ *   masked         [users, cells], by row; NULL if nothing is masked
+ *   found_scores, found_rows   [users, count], sorted; -INFINITY and `pad` if there are fewer */
 EXPORT int64_t best_by_score(int64_t users, int64_t width, int64_t count, int64_t step, int64_t cells, int64_t pad,
                              const float* scores, const int64_t* rows, const bool* masked, float* found_scores,
                              int64_t* found_rows)
@@ -175,7 +177,7 @@ EXPORT int64_t best_by_score(int64_t users, int64_t width, int64_t count, int64_
     if (many < count && guess != UINT64_MAX) many = gather_keys(own, own_rows, own_masked, width, UINT64_MAX, keys);
     const uint64_t cut = many > count && count > 0 ? find_cut(keys, many, count) : UINT64_MAX;
     for (int64_t at = 0; at < many; ++at) below += keys[at] < cut;
-    /* Of those that equal the cut, which are alike in all, as many as there is room for. */
+    /* Keys that equal the cut are identical: take as many as there is room for. */
     int64_t equal = (many < count ? many : count) - below, next = 0;
     for (int64_t at = 0; count > 0 && at < many; ++at)
       if (keys[at] < cut || (keys[at] == cut && equal-- > 0)) {
@@ -197,7 +199,7 @@ EXPORT int64_t best_by_score(int64_t users, int64_t width, int64_t count, int64_
 
 /* ------------------------------------------------------------------------------------------------- scores of the places */
 
-/* Make falling scores strictly falling, changed as little as can be; -inf stays. */
+/* Make descending scores strictly falling, changed as little as possible; -inf stays. */
 static void make_fall(const float* scores, int64_t width, float* falling)
 {
   bool falls = true;
@@ -205,7 +207,7 @@ static void make_fall(const float* scores, int64_t width, float* falling)
   memcpy(falling, scores, (size_t)width * sizeof *scores);
   if (falls) return;
   const int64_t lowest = key_of(-3.402823466e38f);
-  int64_t most = INT64_MIN; /* of the keys, less their places */
+  int64_t most = INT64_MIN; /* largest key minus place so far */
   for (int64_t at = 0; at < width; ++at) {
     const int64_t step = key_of(scores[at]) - at;
     if (step > most) most = step;
@@ -213,11 +215,12 @@ static void make_fall(const float* scores, int64_t width, float* falling)
   }
 }
 
-/* Give the places' scores to what stands there: the picked first, in their order, then all others.
+/* Reassign the scores, made strictly falling: to the picked candidates first, in their order, then to all
+ * others.
  *
- *   scores   [users, width], falling
- *   order    [users, width]: which candidate each was
- *   picks    [users, places]: places in that order, `width` for nothing
+ *   scores   [users, width], descending
+ *   order    [users, width]: the candidate that each score belonged to
+ *   picks    [users, places]: indexes into that order; `width` is no pick
  *   out      [users, width]: each candidate's new score */
 EXPORT int64_t put_in_place(int64_t users, int64_t width, int64_t places, const float* scores, const int64_t* order,
                             const int64_t* picks, float* out)
@@ -245,11 +248,11 @@ EXPORT int64_t put_in_place(int64_t users, int64_t width, int64_t places, const 
   return whole ? 0 : -1;
 }
 
-/* Give the scores of the places to candidates in the order of their scores with noise.
+/* Reassign the scores to the candidates in the order of score - weight * noise.
  *
  *   scores   [users, width]
- *   noise    [users, width], subtracted after it is multiplied by weights [users]
- *   rows     [users, width]: of equal ones the lower is first
+ *   noise    [users, width]; weights are [users]
+ *   rows     [users, width]: ties go to the lower row
  *   out      [users, width]: each candidate's new score */
 EXPORT int64_t put_by_draw(int64_t users, int64_t width, const float* scores, const double* noise, const double* weights,
                            const int64_t* rows, float* out)
@@ -274,14 +277,14 @@ EXPORT int64_t put_by_draw(int64_t users, int64_t width, const float* scores, co
   return whole ? 0 : -1;
 }
 
-/* Put the pinned items at a place, one after another by their numbers, and the scores of the places to what stands there.
+/* Place the pinned items one after another, by their numbers, and reassign the scores in the new order.
  *
- *   count    how many numbers there are
- *   before   how many others come before them
+ *   count    the largest number of a pinned item
+ *   before   how many other items come before the pinned ones
  *   scores, rows   [users, width]
- *   number   of each row: 1 to `count` for what is pinned, more for all others
+ *   number   by row: 1 to `count` for pinned items, more for all others
  *   out      [users, width]: each candidate's new score
- *   pinned   [users, width]: 1 for what is pinned and has a score, 0 for all others */
+ *   pinned   [users, width]: 1 for pinned items with a score, 0 for all others */
 EXPORT int64_t put_pinned(int64_t users, int64_t width, int64_t count, int64_t before, const float* scores,
                           const int64_t* rows, const int32_t* number, float* out, int32_t* pinned)
 {

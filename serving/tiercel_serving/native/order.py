@@ -1,4 +1,7 @@
-"""Candidates by score, and the scores of places: ``order.c``. Functions that were not built return None."""
+"""Sorting of candidates and reassigning of scores: the interface to ``order.c``.
+
+All functions return None if it was not built, and raise MemoryError if C runs out of memory.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,19 @@ Doubles = npt.NDArray[np.float64]
 
 
 def order_by_score(scores: Scores, rows: Rows) -> Rows | None:
-    """Do what :func:`tiercel_serving.ranked.order.order_by_score` does."""
+    """Implement :func:`tiercel_serving.ranked.order.order_by_score`."""
     order = np.empty(scores.shape, np.int64)
     return order if _sort(scores, rows, order, None, None) else None
 
 
 def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows] | None:
-    """Do what :func:`tiercel_serving.ranked.order.sort_by_score` does."""
+    """Implement :func:`tiercel_serving.ranked.order.sort_by_score`."""
     found = np.empty(scores.shape, np.float32), np.empty(scores.shape, np.int64)
     return found if _sort(scores, rows, None, *found) else None
 
 
 def line_up(scores: Scores, rows: Rows) -> tuple[Rows, Scores, Rows] | None:
-    """Return the order, and scores and rows in it."""
+    """Return the order ``[B, K]``, and scores and rows in that order."""
     found = (
         np.empty(scores.shape, np.int64),
         np.empty(scores.shape, np.float32),
@@ -38,7 +41,7 @@ def line_up(scores: Scores, rows: Rows) -> tuple[Rows, Scores, Rows] | None:
 
 
 def sorted_scores(scores: Scores) -> Scores | None:
-    """Do what :func:`tiercel_serving.ranked.order.sorted_scores` does."""
+    """Implement :func:`tiercel_serving.ranked.order.sorted_scores`."""
     found = np.empty(scores.shape, np.float32)
     return found if _sort(scores, None, None, found, None) else None
 
@@ -46,7 +49,7 @@ def sorted_scores(scores: Scores) -> Scores | None:
 def best_by_score(
     scores: Scores, rows: Rows, count: int, pad: int, masked: npt.NDArray[np.bool_] | None
 ) -> tuple[Scores, Rows] | None:
-    """Do what :func:`tiercel_serving.ranked.order.best_by_score` does."""
+    """Implement :func:`tiercel_serving.ranked.order.best_by_score`."""
     functions: Any = library()
     if functions is None:
         return None
@@ -75,9 +78,9 @@ def _sort(
 
 
 def put_in_place(scores: Scores, order: Rows, picks: Rows | None) -> Scores | None:
-    """Do what :meth:`tiercel_serving.reorder.placing.Line.placed` does, of its scores, order and picks.
+    """Implement :meth:`tiercel_serving.reorder.placing.Line.placed` for its scores, order and picks.
 
-    Without picks the scores go to the order as it is.
+    Without picks, the scores go to the candidates in the given order.
     """
     functions: Any = library()
     if functions is None:
@@ -94,7 +97,7 @@ def put_in_place(scores: Scores, order: Rows, picks: Rows | None) -> Scores | No
 def put_pinned(
     scores: Scores, rows: Rows, number: npt.NDArray[np.int32], count: int, before: int
 ) -> tuple[Scores, npt.NDArray[np.int32]] | None:
-    """Do what :meth:`tiercel_serving.reorder.pin_items.Pinned.apply` does."""
+    """Implement :meth:`tiercel_serving.reorder.pin_items.Pinned.apply`."""
     functions: Any = library()
     if functions is None:
         return None
@@ -106,7 +109,7 @@ def put_pinned(
 
 
 def put_by_draw(scores: Scores, noise: Doubles, weights: Doubles, rows: Rows) -> Scores | None:
-    """Return the places' scores in the order of ``scores - weights * noise``; weights are ``[B or 1, 1]``."""
+    """Return scores, reassigned in the order of ``scores - weights * noise``; weights are ``[B or 1, 1]``."""
     functions: Any = library()
     if functions is None:
         return None

@@ -1,12 +1,13 @@
-/* Items placed one after another by their values: the loops of calibration, caps and fair shares.
+/* Greedy placing of items by their values: the loops of calibration, caps and fair shares.
  *
- * What reorder/ does in NumPy, user by user. By a mix of values, a candidate's gain can only fall as others are placed:
- * the gain it had is an upper bound, and only the best by that bound is looked at again (Minoux 1978, "Accelerated
- * greedy algorithms for maximizing submodular set functions"). What is placed is the same.
+ * Results equal those of reorder/ in NumPy, but users are handled one by one. In calibration, a candidate's
+ * gain can only fall as others are placed. So its earlier gain is an upper bound, and only the candidate
+ * with the best bound is recomputed (Minoux 1978, "Accelerated greedy algorithms for maximizing submodular
+ * set functions").
  *
- * All arrays lie in C's order; a user's candidates are in the order of his line, the best first. `picks` gets
- * [users, places]: places in the line, `width` where nothing is left. Each function returns 0, or -1 where there is no
- * memory. float is float32.
+ * All arrays are C-contiguous; a user's candidates are sorted, best first (the "line"). `picks` [users,
+ * places] gets indexes into the line, `width` if no candidate is left. Each function returns 0, or -1 if it
+ * runs out of memory. float is float32.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -23,7 +24,7 @@ typedef struct {
   int32_t at;
 } Entry;
 
-/* Candidates by gain, of equal ones the first in the line. */
+/* Order by gain; ties go to the first in the line. */
 static bool comes_before(Entry one, Entry other)
 {
   return one.gain > other.gain || (one.gain == other.gain && one.at < other.at);
@@ -53,7 +54,8 @@ typedef struct {
   float* total;
 } ByMix;
 
-/* The logarithms of what an item makes of the shares, less those of the shares as they are. */
+/* A candidate's gain: the weighted change of the logarithms of the shares that it would cause, plus its
+ * relevance. */
 static float mix_gain(const ByMix* self, int64_t at)
 {
   const int64_t* codes = self->codes + at * self->values;
@@ -78,8 +80,8 @@ static void mix_place(const ByMix* self, int64_t at)
     if (codes[value] < self->many) self->total[codes[value]] += self->adds[count];
 }
 
-/* Fill a user's places. Gains can only fall as others are placed: `gains` [width], those of the first place, are upper
- * bounds, and only the best by that bound is looked at again. */
+/* Fill a user's places. `gains` [width] are those of the first place. Since gains only fall as others are
+ * placed, they are upper bounds, and only the candidate with the best bound is recomputed. */
 static void place_mixed(const ByMix* self, const float* gains, int64_t width, int64_t places, Entry* heap, int32_t* known,
                         int64_t* picks)
 {
@@ -107,13 +109,13 @@ static void place_mixed(const ByMix* self, const float* gains, int64_t width, in
   }
 }
 
-/* Place by what each item makes of the answer's mix of values.
+/* Place items by their effect on the answer's mix of values.
  *
- *   codes       [users, width, values]: an item's values, `many` where there is none
- *   relevance   [users, width], weighted; -inf where there is no score
+ *   codes       [users, width, values]: an item's values, padded with `many`
+ *   relevance   [users, width], weighted; -inf without a score
  *   start       [users, many]: what each place adds to the share of a value
- *   weights     [users, many]: how much the logarithm of its share counts
- *   adds        [values + 1]: what an item of so many values adds to the share of each */
+ *   weights     [users, many]: weight of the logarithm of a value's share
+ *   adds        [values + 1]: number of an item's values -> what it adds to the share of each */
 EXPORT int64_t place_by_mix(int64_t users, int64_t width, int64_t places, int64_t values, int64_t many,
                             const int64_t* codes, const float* relevance, const float* start, const float* weights,
                             const float* adds, int64_t* picks)
@@ -128,7 +130,7 @@ EXPORT int64_t place_by_mix(int64_t users, int64_t width, int64_t places, int64_
     self.relevance = relevance + user * width;
     self.start = start + user * many;
     self.weights = weights + user * many;
-    /* Values that nobody wants weigh nothing; 1 keeps their logarithms finite. */
+    /* Values outside the user's history have weight 0; a total of 1 keeps their logarithms finite. */
     for (int64_t code = 0; code < many; ++code) numbers[code] = self.start[code] + (self.start[code] == 0);
     for (int64_t at = 0; at < width; ++at) numbers[many + at] = mix_gain(&self, at);
     place_mixed(&self, numbers + many, width, places, heap, known, picks + user * places);
@@ -141,11 +143,11 @@ EXPORT int64_t place_by_mix(int64_t users, int64_t width, int64_t places, int64_
 
 /* ------------------------------------------------------------------------------------------------------- down the line */
 
-/* Let at most `most` [users] items of each value through.
+/* Place at most `most` [users] items of each value.
  *
  *   codes     [users, width, values]: as above
  *   real      [users, width] bool: which have a score
- *   dropped   [users, width] bool: which are not placed since a value of theirs is full */
+ *   dropped   [users, width] bool: which are not placed because one of their values is full */
 EXPORT int64_t place_under_caps(int64_t users, int64_t width, int64_t places, int64_t values, int64_t many,
                                 const int64_t* codes, const uint8_t* real, const int64_t* most, int64_t* picks,
                                 uint8_t* dropped)
@@ -164,7 +166,7 @@ EXPORT int64_t place_under_caps(int64_t users, int64_t width, int64_t places, in
       dropped[cell] = real[cell] && full;
       if (!stays) continue;
       picks[user * places + placed++] = at;
-      /* Nothing comes after the last place. */
+      /* Counts after the last place are not needed. */
       for (int64_t value = 0; placed < places && value < values; ++value)
         if (own[value] < many) ++counts[own[value]];
     }
@@ -174,14 +176,14 @@ EXPORT int64_t place_under_caps(int64_t users, int64_t width, int64_t places, in
   return 0;
 }
 
-/* Show groups of items in their shares.
+/* Place groups of items in their shares.
  *
- *   group         [users, width]: an item's group, `groups` where it has no score
- *   least, most   [places, groups]: how many of a group the first 1, 2, … places should show */
+ *   group         [users, width]: an item's group, `groups` without a score
+ *   least, most   [places, groups]: bounds on the number of a group's items in the first 1, 2, … places */
 EXPORT int64_t place_in_shares(int64_t users, int64_t width, int64_t places, int64_t groups, const int64_t* group,
                                const int64_t* least, const int64_t* most, int64_t* picks)
 {
-  int64_t* next = malloc((size_t)(2 * groups) * sizeof *next); /* the best that is left of each group */
+  int64_t* next = malloc((size_t)(2 * groups) * sizeof *next); /* the best remaining item of each group */
   if (next == NULL) return -1;
   int64_t* counts = next + groups;
   for (int64_t user = 0; user < users; ++user) {

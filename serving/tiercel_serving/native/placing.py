@@ -1,7 +1,8 @@
-"""Items placed one after another: ``vectors.c`` and ``placing.c``. Functions that were not built return None.
+"""Greedy placing of items: the interface to ``vectors.c`` and ``placing.c``.
 
 Lines, places and picks are those of :mod:`tiercel_serving.reorder.placing`: K candidates of each of B users,
-the best first, and ``[B, S]`` which of them each place gets, K where nothing is left.
+best first, and ``[B, S]``, the candidate at each place, K if none is left. All functions return None if the
+C files were not built, and raise MemoryError if C runs out of memory.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from . import library
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-#: Kinds of placing by vectors, as ``vectors.c`` numbers them.
+#: Kinds of placing by vectors, numbered as in ``vectors.c``.
 MMR, DPP, SPREAD = range(3)
 
-#: Vectors have a multiple of so many numbers.
+#: The length of vectors is a multiple of this.
 LANES = 8
 
 
@@ -52,16 +53,16 @@ def place_by_vectors(
     least: float = 0.0,
     nothing: float = 0.0,
 ) -> Rows | None:
-    """Place by how unlike candidates are to what was placed.
+    """Place by how dissimilar candidates are to those already placed.
 
     Parameters
     ----------
     kind
-        :data:`MMR`, whose vectors bear the strength, :data:`DPP` or :data:`SPREAD`.
+        :data:`MMR`, whose vectors are scaled by the root of the strength, :data:`DPP` or :data:`SPREAD`.
     vectors
-        Of the line's candidates.
+        Vectors of the line's candidates.
     relevance
-        ``[B, K]``, weighted; -inf where there is no score.
+        ``[B, K]``, weighted; -inf without a score.
     strength
         ``[B or 1, 1]``.
     places
@@ -69,9 +70,9 @@ def place_by_vectors(
     window
         How many directions :data:`SPREAD` keeps, at least 1.
     least
-        What is left of a squared length at least, of which :data:`DPP` takes the logarithm.
+        Lower bound on the squared residual length in the logarithm of :data:`DPP`.
     nothing
-        What is left of a squared length that makes no direction.
+        A residual vector whose squared length is at most this adds no direction.
     """
     limits = np.array([least, nothing], np.float32)
     return _picks(
@@ -87,18 +88,18 @@ def place_by_vectors(
 def place_by_mix(
     codes: Rows, relevance: Floats, start: Floats, weights: Floats, adds: Floats, places: int
 ) -> Rows | None:
-    """Place by what each item makes of the answer's mix of values.
+    """Place by each item's effect on the answer's mix of values.
 
     Parameters
     ----------
     codes
-        ``[B, K, L]``: an item's values, G where there is none.
+        ``[B, K, L]``: an item's values, padded with G.
     relevance
-        ``[B, K]``, weighted; -inf where there is no score.
+        ``[B, K]``, weighted; -inf without a score.
     start, weights
-        ``[B, G]``: what each place adds to the share of a value, and how much the logarithm of that counts.
+        ``[B, G]``: what each place adds to the share of a value, and the weight of the share's logarithm.
     adds
-        ``[L + 1]``: what an item of so many values adds to the share of each.
+        ``[L + 1]``: number of an item's values → what it adds to the share of each.
     places
         S.
     """
@@ -109,16 +110,16 @@ def place_by_mix(
 def place_under_caps(
     codes: Rows, none: int, real: Flags, most: npt.NDArray[np.float64], places: int
 ) -> tuple[Rows, Flags] | None:
-    """Place those first in the line of which no value is full; ``[B, K]`` which others have one that is.
+    """Place the first candidates in the line without a full value; also return which have one, ``[B, K]``.
 
     Parameters
     ----------
     codes, none
-        ``[B, K, L]``: an item's values, ``none`` where there is none.
+        ``[B, K, L]``: an item's values, padded with ``none``.
     real
         ``[B, K]``: which have a score.
     most
-        ``[B or 1, 1]``: how many of a value.
+        ``[B or 1, 1]``: largest number of items of one value.
     places
         S.
     """
@@ -136,9 +137,9 @@ def place_in_shares(group: Rows, least: Rows, most: Rows) -> Rows | None:
     Parameters
     ----------
     group
-        ``[B, K]``: an item's group of G, G where it has no score.
+        ``[B, K]``: an item's group, below G; G without a score.
     least, most
-        ``[S, G]``: how many of a group the first 1, 2, … places should show.
+        ``[S, G]``: bounds on the number of a group's items in the first 1, 2, … places.
     """
     places, groups = least.shape
     return _picks("place_in_shares", group.shape, places, (groups,), (group, least, most))
@@ -153,7 +154,7 @@ def _picks(
     made: tuple[Array, ...] = (),
     before: int | None = None,
 ) -> Rows | None:
-    """Call a function: (users, width, places, more numbers; arrays, picks, more results)."""
+    """Call a C function with (users, width, places, further numbers; arrays, picks, further results)."""
     functions: Any = library()
     if functions is None:
         return None

@@ -1,7 +1,8 @@
-/* Inner products of queries with item vectors, and the best of them.
+/* Inner products of queries with item vectors, and the best items by them.
  *
- * What sources/scan.py does by NumPy's einsum, to the bit where NumPy's vectors have four lanes and round each product, as
- * on every x86: search.py looks before it uses them. All arrays lie in C's order; float is float32.
+ * Results equal those of NumPy's einsum in sources/scan.py, bit for bit, if NumPy uses four lanes and rounds
+ * each product, as on every x86; search.py checks that before it uses these functions. All arrays are
+ * C-contiguous; float is float32.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -24,7 +25,7 @@ int64_t best_by_score(int64_t users, int64_t width, int64_t count, int64_t step,
                       const float* scores, const int64_t* rows, const bool* masked, float* found_scores,
                       int64_t* found_rows);
 
-/* Add the products of four numbers, of which there may be fewer at the end. */
+/* Add the products of the next four numbers, or of the `left` last ones. */
 static inline void add(Lanes* sums, const float* vector, const float* query, int64_t left)
 {
   Lanes own = {0}, part = {0};
@@ -38,17 +39,17 @@ static inline float inner_product_end(Lanes sums, const float* vector, const flo
 {
   for (int64_t at = begin; at < size; at += LANES) add(&sums, vector + at, query + at, size - at);
   const float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  /* The NaN of a broken model sorts as nothing. */
+  /* NaN from a broken model sorts last. */
   return sum == sum ? sum : -INFINITY;
 }
 
 /* Score vectors for each user.
  *
- *   many         how many vectors there are
- *   width        how many are scored of them for each user
+ *   many         number of vectors
+ *   width        number of vectors to score for each user
  *   vectors      [many, size]
  *   queries      [users, size]
- *   positions    [users, width]: which; beyond the last stands for none, and scores -INFINITY. NULL is all, in order
+ *   positions    [users, width]: which vectors; one out of range scores -INFINITY. NULL scores all, in order
  *   scores       [users, width] */
 EXPORT int64_t inner_products(int64_t users, int64_t many, int64_t width, int64_t size, const float* vectors,
                               const float* queries, const int64_t* positions, float* scores)

@@ -1,7 +1,7 @@
-"""Inner products with item vectors: ``search.c``. Functions that were not built return None.
+"""Inner products with item vectors: ``search.c``. All functions return None if it was not built.
 
-They give the bits of ``np.einsum``, by which they are defined, where NumPy adds up as it does on every x86;
-where it does not they are not used.
+They are used only if their results equal those of ``np.einsum``, which defines them, bit for bit, as on every
+x86.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LANES, GROUP = 4, 16
 
 @cache
 def functions() -> Any | None:
-    """Return the built functions; None where there are none, or their sums are not NumPy's to the bit."""
+    """Return the built functions; None if there are none, or their sums differ from NumPy's in any bit."""
     built: Any = library()
     return built if built is not None and all(_same(built, size) for size in (1, 5, 16, 37, 64)) else None
 
@@ -37,7 +37,7 @@ def _same(built: Any, size: int) -> bool:
 
 
 def inner_products(vectors: Scores, query: Scores, positions: Rows) -> Scores | None:
-    """Do what :meth:`tiercel_serving.sources.scan.Space.score` does, where there are vectors."""
+    """Implement :meth:`tiercel_serving.sources.scan.Space.score`, for at least one vector."""
     built = functions()
     if built is None:
         return None

@@ -1,10 +1,10 @@
-/* The codes of many byte strings in a hash table, and where NUL-ended ones begin.
+/* Looks up the codes of many byte strings in a hash table, and splits NUL-terminated strings.
  *
- * What lookup.py and perfect_hash.py do in NumPy, to the bit, in one pass and without temporaries: there, each step
- * goes through all strings and the table's records come from memory one by one. Here, some strings at a time are
- * hashed, what they need of the table is asked for ahead of time, and then it is compared.
+ * Results equal those of lookup.py and perfect_hash.py in NumPy, in one pass and without temporaries. There,
+ * each step goes through all strings, and the table's records are fetched from memory one by one. Here, a
+ * block of strings is hashed, the records it needs are prefetched, and then they are compared.
  *
- * Plain C functions without Python's headers (texts.py). Words are little-endian, as in the
+ * Plain C functions without Python's headers; texts.py calls them. Words are little-endian, as in the
  * tables.
  */
 #include <stdint.h>
@@ -20,7 +20,7 @@ enum { MOST_WORDS = 15, AHEAD = 32 };
 /* COLUMN_PARTS of lookup.py. */
 enum { SEED, BUCKETS, FIRST_BUCKET, SLOTS, FIRST_SLOT, FIRST_ODD, END_ODD, MISSING };
 
-/* Up to 8 bytes of a blob as a word, padded with NULs. */
+/* `length` bytes of a blob, at most 8, as a word padded with NULs. */
 static uint64_t word_at(const uint8_t* blob, int64_t size, int64_t at, int64_t length)
 {
   uint64_t word = 0;
@@ -32,7 +32,7 @@ static uint64_t word_at(const uint8_t* blob, int64_t size, int64_t at, int64_t l
   return length < 8 ? word & (((uint64_t)1 << 8 * length) - 1) : word;
 }
 
-/* find_texts for one number of words, which the compiler knows. */
+/* find_texts for a number of words that is a compile-time constant. */
 static inline __attribute__((always_inline)) int64_t find(const uint8_t* blob, int64_t size, const int64_t* offsets,
                                                           int64_t n, int64_t gap, const uint64_t* records,
                                                           const int64_t words, const uint16_t* displacements,
@@ -83,15 +83,15 @@ static inline __attribute__((always_inline)) int64_t find(const uint8_t* blob, i
   return odds;
 }
 
-/* Look strings up in one column of a table.
+/* Look up strings in one column of a table.
  *
- *   blob, size    the bytes of all strings, and how many
+ *   blob, size    the bytes of all strings, and their number
  *   offsets, n    [n + 1]: string i is blob[offsets[i] : offsets[i + 1] - gap]
  *   records       [slots, words + 1], displacements [buckets], column [8]: those of the table, checked by the caller
- *   codes         [n]: what is found, or the column's missing code
- *   odd           [n]: positions of the strings that a record cannot hold, which have no code yet
+ *   codes         [n]: the codes found, or the column's missing code
+ *   odd           [n]: positions of the strings that a record cannot hold; their codes are not set
  *
- * Returns how many are odd; -1 if no table has so many words. */
+ * Returns the number of odd strings; -1 if tables never have this number of words. */
 EXPORT int64_t find_texts(const uint8_t* blob, int64_t size, const int64_t* offsets, int64_t n, int64_t gap,
                           const uint64_t* records, int64_t words, const uint16_t* displacements, const int64_t* column,
                           int64_t* codes, int64_t* odd)
@@ -107,9 +107,9 @@ EXPORT int64_t find_texts(const uint8_t* blob, int64_t size, const int64_t* offs
   return -1;
 }
 
-/* Write where each of the n strings that end in a NUL begins, and after them the end of the last.
+/* Write the offsets at which n NUL-terminated strings begin, and the end of the last one.
  *
- * Returns how many there are, which is less than n if the bytes hold fewer NULs. */
+ * Returns the number of strings found, which is less than n if there are fewer NULs. */
 EXPORT int64_t split_texts(const uint8_t* blob, int64_t size, int64_t n, int64_t* offsets)
 {
   const uint64_t low = 0x7F7F7F7F7F7F7F7Fu;
@@ -121,7 +121,7 @@ EXPORT int64_t split_texts(const uint8_t* blob, int64_t size, int64_t n, int64_t
     uint64_t nuls = ~(((word & low) + low) | word | low);
     for (; nuls != 0 && found < n; nuls &= nuls - 1) {
       const int64_t end = at + __builtin_ctzll(nuls) / 8 + 1;
-      if (end <= size) offsets[++found] = end; /* what pads the last word is no string's end */
+      if (end <= size) offsets[++found] = end; /* NULs that pad the last word do not end a string */
     }
   }
   return found;

@@ -1,4 +1,4 @@
-"""Lookups of many texts, and where each of them begins: ``texts.c``, and NumPy where it was not built."""
+"""Lookups of many texts, and splitting of NUL-terminated ones: the interface to ``texts.c``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from . import library
 
 
 class NativeTexts:
-    """The hash tables of a text lookup, as ``texts.c`` reads them.
+    """The hash tables of a text lookup, searched by ``texts.c``.
 
     Parameters
     ----------
     functions
-        What :func:`~tiercel_serving.native.library` returned.
+        The result of :func:`~tiercel_serving.native.library`.
     records, displacements, columns
-        As :func:`~tiercel_serving.lookups.build.build_fused` returns them; every slot and bucket of a
-        column is among them.
+        As :func:`~tiercel_serving.lookups.build.build_fused` returns them. The caller must have checked that
+        all slots and buckets of the columns exist.
     """
 
     def __init__(self, functions: Any, records: Array, displacements: Array, columns: Array) -> None:
@@ -31,7 +31,7 @@ class NativeTexts:
         self._words = records.shape[1] - 1
 
     def find(self, column: int, texts: Strings, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Write each string's code into ``codes [n]``; return the positions of odd ones, which get none."""
+        """Write the strings' codes into ``codes [n]``; return positions of odd strings, which get none."""
         odd = np.empty(len(texts), np.int64)
         offsets = np.ascontiguousarray(texts.offsets, np.int64)
         found = self._find(
@@ -42,7 +42,7 @@ class NativeTexts:
 
 
 def split_at_nuls(blob: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int64]:
-    """Return ``[count + 1]`` int64: where each of ``count`` strings that end in a NUL begins, and the end."""
+    """Return ``[count + 1]`` int64: where each of ``count`` NUL-terminated strings begins, and the end."""
     functions = library()
     if functions is None:
         return np.append(0, np.flatnonzero(blob == 0)[:count] + 1)

@@ -1,13 +1,14 @@
-/* Items placed one after another by their vectors: the loops of MMR, DPP and spread.
+/* Greedy placing of items by their vectors: the loops of MMR, DPP and spread.
  *
- * What reorder/ does in NumPy, user by user, so that one user's vectors stay in the cache, and without work on
- * candidates that cannot be next: they are looked at in blocks. Where a candidate's gain can only fall as others are
- * placed, the gain it had is an upper bound, and only the best block by that bound is looked at again: Minoux 1978,
- * "Accelerated greedy algorithms for maximizing submodular set functions". What is placed is the same.
+ * The picks are those of reorder/ in NumPy. Users are handled one by one, so that one user's vectors stay in
+ * the cache. Candidates are handled in blocks, and blocks that can't contain the next pick are skipped: if
+ * gains can only fall as others are placed, an earlier gain is an upper bound, and only the block with the
+ * best bound is recomputed (Minoux 1978, "Accelerated greedy algorithms for maximizing submodular set
+ * functions").
  *
- * All arrays lie in C's order; a user's candidates are in the order of his line, the best first. `picks` gets
- * [users, places]: places in the line, `width` where nothing is left. Each function returns 0, or -1 where there is no
- * memory. float is float32.
+ * All arrays are C-contiguous; a user's candidates are sorted, best first (the "line"). `picks` [users,
+ * places] gets indexes into the line, `width` if no candidate is left. Each function returns 0, or -1 if it
+ * runs out of memory. float is float32.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -23,7 +24,7 @@ enum { MMR, DPP, SPREAD };
 
 typedef float Lanes __attribute__((vector_size(32)));
 typedef int32_t Places __attribute__((vector_size(32)));
-enum { LANES = 8, BLOCK = 32 /* candidates that are looked at together */ };
+enum { LANES = 8, BLOCK = 32 /* candidates that are handled together */ };
 
 #if defined(__clang__)
 #define SHUFFLE(one, other, ...) __builtin_shufflevector(one, other, __VA_ARGS__)
@@ -47,7 +48,7 @@ ALWAYS_INLINE void multiply(const float* const* rows, const float* vector, int64
       sums[one] += own * part;
     }
   }
-  /* Eight sums of eight lanes each: neighbours are added up, three times. */
+  /* Reduce eight sums of eight lanes each: add neighbouring lanes, three times. */
   for (int64_t one = 0; one < LANES; one += 2)
     sums[one / 2] = SHUFFLE(sums[one], sums[one + 1], 0, 2, 8, 10, 4, 6, 12, 14) +
                     SHUFFLE(sums[one], sums[one + 1], 1, 3, 9, 11, 5, 7, 13, 15);
@@ -65,7 +66,7 @@ ALWAYS_INLINE float log_of(float number)
 {
   int32_t bits;
   memcpy(&bits, &number, sizeof bits);
-  const int32_t exponent = (bits - 0x3f3504f3) >> 23; /* of the root of 1/2 */
+  const int32_t exponent = (bits - 0x3f3504f3) >> 23; /* 0x3f3504f3 is the square root of 1/2 */
   bits -= exponent * (1 << 23);
   float m;
   memcpy(&m, &bits, sizeof m);
@@ -74,25 +75,26 @@ ALWAYS_INLINE float log_of(float number)
   return (float)exponent * 0.693147181f + 2 * t * series;
 }
 
-/* The candidates of one user, in blocks of the line; the last is filled up with such as have no score. */
+/* The candidates of one user, in blocks of the line; the last block is padded with candidates without a
+ * score. */
 typedef struct {
   int64_t kind, width, dimension, blocks, window;
   float strength, least, nothing;
-  int64_t count;       /* how many directions, or placed vectors, there have been */
-  const float** rows;  /* [blocks, BLOCK] the candidates' vectors, but for their scale; then [window] the basis */
-  int64_t* seen;       /* [blocks] how many of the directions a block has met */
-  float* bound;        /* [blocks] no candidate of a block has a larger gain */
+  int64_t count;       /* number of directions, or placed vectors, so far */
+  const float** rows;  /* [blocks, BLOCK] the candidates' unscaled vectors; then [window] the basis */
+  int64_t* seen;       /* [blocks] how many of the directions a block's gains take into account */
+  float* bound;        /* [blocks] upper bound on the gains of a block */
   float* scale;        /* [blocks, BLOCK] */
   float* gains;        /* [blocks, BLOCK] */
-  float* relevance;    /* [blocks, BLOCK] -inf for what is placed */
-  float* state;        /* [blocks, BLOCK] MMR: the largest inner product; else what is left of the squared length */
-  float* near;         /* [blocks, BLOCK, dimension] vectors of the blocks that were looked at */
+  float* relevance;    /* [blocks, BLOCK] -inf for placed candidates */
+  float* state;        /* [blocks, BLOCK] MMR: the largest inner product; else the squared residual length */
+  float* near;         /* [blocks, BLOCK, dimension] copies of the vectors of blocks that were used */
   float* basis;        /* [window, dimension] the latest directions */
   float* inside;       /* [window] a vector's inner products with them */
-  float* shares;       /* [window, blocks, BLOCK] of each direction in the squared length, if they are given back */
+  float* shares;       /* [window, blocks, BLOCK] SPREAD: each direction's share of the squared length */
 } ByVectors;
 
-/* Ask the memory for the vectors of a block. */
+/* Prefetch the vectors of a block. */
 static void expect(const ByVectors* self, int64_t block)
 {
   for (int64_t at = block * BLOCK; block < self->blocks && at < (block + 1) * BLOCK; ++at)
@@ -113,7 +115,8 @@ ALWAYS_INLINE float largest(const float* numbers)
   return found;
 }
 
-/* Copy the vectors of a block next to each other: they lie far apart, and are read again and again. */
+/* Copy the vectors of a block, which are scattered in memory, next to each other, since they are read
+ * repeatedly. */
 static void bring_near(ByVectors* self, int64_t block)
 {
   expect(self, block + 1);
@@ -124,8 +127,8 @@ static void bring_near(ByVectors* self, int64_t block)
   }
 }
 
-/* Make the gains of a block what they are with all that is placed: one after another, in the order of the places, so
- * that equal candidates stay equal. */
+/* Update the gains of a block for all items placed since its last update, in the order of the places, so
+ * that equal candidates get equal gains. */
 FOR_EACH_PROCESSOR static void meet(ByVectors* self, int64_t block)
 {
   const int64_t first = block * BLOCK, all = self->blocks * BLOCK, dimension = self->dimension, kind = self->kind;
@@ -139,7 +142,7 @@ FOR_EACH_PROCESSOR static void meet(ByVectors* self, int64_t block)
       multiply(self->rows + first + at, self->basis + slot * dimension, dimension, products + at);
     for (int64_t at = 0; at < BLOCK; ++at) products[at] *= scale[at];
     if (kind == MMR) {
-      /* The largest of none is 0, which is what the first place had. */
+      /* The first product replaces the initial state, even if it is smaller. */
       for (int64_t at = 0; at < BLOCK; ++at)
         state[at] = place == 0 || products[at] > state[at] ? products[at] : state[at];
       continue;
@@ -164,7 +167,8 @@ FOR_EACH_PROCESSOR static void meet(ByVectors* self, int64_t block)
   self->bound[block] = largest(gains);
 }
 
-/* Keep a candidate's vector or, but for MMR, what it adds to the directions that are kept: of length 1, or zeros. */
+/* Append a placed candidate to the basis: for MMR its vector, else its direction orthogonal to those that
+ * are kept, of length 1, or zeros if it is negligible. */
 FOR_EACH_PROCESSOR static void add_direction(ByVectors* self, int64_t at)
 {
   const int64_t dimension = self->dimension, slot = self->count % self->window;
@@ -176,7 +180,7 @@ FOR_EACH_PROCESSOR static void add_direction(ByVectors* self, int64_t at)
   if (self->kind == MMR) return;
   for (int64_t one = 0; one < kept; one += LANES)
     multiply(self->rows + self->blocks * BLOCK + one, direction, dimension, inside + one);
-  inside[slot] = 0; /* the oldest, which has made room */
+  inside[slot] = 0; /* the slot of the oldest direction, which is replaced */
   Lanes squares = {0};
   for (int64_t number = 0; number < dimension; number += LANES) {
     Lanes left, used;
@@ -194,7 +198,7 @@ FOR_EACH_PROCESSOR static void add_direction(ByVectors* self, int64_t at)
   for (int64_t number = 0; number < dimension; ++number) direction[number] *= inverse;
 }
 
-/* Begin with a user's candidates as they are without any placed. */
+/* Initialise the state for a user's candidates, with none placed. */
 static void begin(ByVectors* self, const float* matrix, const int64_t* row, const float* scale, const float* relevance)
 {
   const int64_t all = self->blocks * BLOCK;
@@ -215,8 +219,8 @@ static void begin(ByVectors* self, const float* matrix, const int64_t* row, cons
   }
 }
 
-/* Return the block of the largest gain, of equal ones the first. Where gains can only fall, what a block had is an
- * upper bound, and only the best by that bound is looked at again. */
+/* Return the block with the largest gain; ties go to the first. A block's bound is its gain at its last
+ * update; only the block with the best bound is updated. */
 static int64_t best_block(ByVectors* self)
 {
   for (;;) {
@@ -243,7 +247,7 @@ static void place_user(ByVectors* self, int64_t places, int64_t* picks)
     self->gains[at] = self->relevance[at] = -INFINITY;
     self->bound[block] = largest(self->gains + block * BLOCK);
     add_direction(self, at);
-    /* Gains rise when a direction leaves the window, and when the first cosine is negative. */
+    /* Reset bounds: gains can rise when a direction leaves the window, or if the first cosine is negative. */
     if (self->kind == SPREAD || (self->kind == MMR && place == 0))
       for (int64_t other = 0; other < self->blocks; ++other) self->bound[other] = INFINITY;
   }
@@ -251,18 +255,18 @@ static void place_user(ByVectors* self, int64_t places, int64_t* picks)
 
 /* Place by MMR, DPP, or the spread within a window.
  *
- *   kind, window   which of the three; how many directions are kept (places for DPP and MMR)
+ *   kind, window   which of the three; how many directions SPREAD keeps (DPP and MMR keep `places`)
  *   dimension      a multiple of LANES
  *   matrix         [any, dimension]; row, scale [users, width]: a candidate's vector is matrix[row] * scale
- *   relevance      [users, width], weighted; -inf where there is no score
- *   strength       [users]; MMR has it in the vectors
- *   limits         [2]: what is left of a squared length at least, and what is next to nothing */
+ *   relevance      [users, width], weighted; -inf without a score
+ *   strength       [users]; for MMR, the vectors' scale already contains it
+ *   limits         [2]: lower bound on squared residual lengths (DPP), and below which they are negligible */
 EXPORT int64_t place_by_vectors(int64_t kind, int64_t users, int64_t width, int64_t places, int64_t dimension,
                                 int64_t window, const float* matrix, const int64_t* row, const float* scale,
                                 const float* relevance, const float* strength, const float* limits, int64_t* picks)
 {
   const int64_t kept = kind == SPREAD ? window : places, blocks = (width + BLOCK - 1) / BLOCK, all = blocks * BLOCK;
-  const int64_t rounded = (kept + LANES - 1) / LANES * LANES; /* so many are multiplied at a time */
+  const int64_t rounded = (kept + LANES - 1) / LANES * LANES; /* LANES rows are multiplied at a time */
   float* numbers = calloc((size_t)(blocks + 4 * all + rounded * (dimension + 1) + (kind == SPREAD ? window * all : 0)),
                           sizeof(float));
   const float** rows = malloc((size_t)(all + rounded) * sizeof *rows);

@@ -1,1 +1,1 @@
-"""Arrays of candidates: in what order, and who must not get which."""
+"""Arrays of candidates: their order, and masks of items that users must not get."""

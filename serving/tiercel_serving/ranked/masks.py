@@ -10,12 +10,12 @@ import numpy.typing as npt
 from ..native.marks import mark
 from .order import Rows
 
-#: Up to this many cells a bitmap of users × items is the faster mask; beyond it, clearing and touching
-#: its pages costs more than a binary search. Measured with 200 masked items a user: 64 users × 10,000
-#: items 0.4 ms against 6, 16 × 300,000 10 ms against 0.6.
+#: Up to this many cells, a bitmap of users × items is faster than sorted keys; beyond it, clearing and
+#: touching its pages costs more than binary searches. Bitmap against keys, with 200 masked items per user:
+#: 0.4 ms against 6 for 64 users × 10,000 items, 10 ms against 0.6 for 16 × 300,000.
 BITMAP_CELLS = 700_000
 
-#: Where the table of one user begins; nobody writes to it.
+#: Offsets of the users in the table, if there is one user; read-only.
 _ONE_BASE = np.zeros((1, 1), np.int64)
 _ONE_BASE.flags.writeable = False
 
@@ -28,18 +28,18 @@ class Mask(ABC):
     users, items
         B and I.
     flat, counts
-        Item rows of all users end to end, and ``[B]`` how many belong to each.
+        Masked item rows of all users end to end, and each user's number ``[B]``.
     """
 
     def __init__(self, users: int, items: int, flat: Rows, counts: Rows) -> None:
         self.users = users
-        #: ``[B]`` how many rows came with the users, before any were added.
+        #: ``[B]``, the number of rows given for each user, before any were added.
         self.had = counts
         self._flat = flat
         self._added: list[Rows] = []
         self._shape, self._pad = (users, items + 1), items
         self._base = _ONE_BASE if users == 1 else (np.arange(users) * (items + 1))[:, None]
-        # To find them is an appreciable part of a search, and a search asks twice.
+        # Cached: finding them is a noticeable part of a search, which needs them twice.
         self._rows: dict[int, Rows] = {}
         self._start(flat if users == 1 else flat + np.repeat(self._base[:, 0], counts))
 
@@ -50,13 +50,13 @@ class Mask(ABC):
         self._mask(rows if self.users == 1 else rows + self._base)
 
     def allows(self, rows: Rows, users: Rows | None = None) -> npt.NDArray[np.bool_]:
-        """Return for ``[B, M]`` rows whether their user may get them; ``users`` are those of the rows."""
+        """Return ``[B, M]``: whether users may get the rows; ``users [B]`` are their users, None for all."""
         if self.users == 1:
             return self._allows(rows)
         return self._allows(rows + (self._base if users is None else self._base[users]))
 
     def few(self, most: int) -> dict[int, Rows]:
-        """Return what those users may get, ascending, whom an allowed set leaves ``most`` rows at most."""
+        """Return user → allowed rows, ascending, for users whose allowed set leaves at most ``most`` rows."""
         return {}
 
     def rows_of(self, user: int) -> Rows:
@@ -66,9 +66,9 @@ class Mask(ABC):
         return self._rows[user]
 
     def sample(self, user: int, masked: int, most: int) -> Rows:
-        """Return some of the ``masked`` rows that one user must not get: about ``most``, spread evenly.
+        """Return an evenly spread sample, about ``most``, of the ``masked`` rows that one user must not get.
 
-        They are taken from what was given: to find all that are masked costs more than a sample.
+        It is taken from the rows as given, since finding all masked rows costs more than the sample.
         """
         end = int(self.had[: user + 1].sum())
         added = (rows[user] for rows in self._added)
@@ -78,13 +78,13 @@ class Mask(ABC):
 
     @abstractmethod
     def counts(self) -> Rows:
-        """Return ``[B]`` how many rows each user must not get, without the pad row."""
+        """Return ``[B]``, the number of rows that each user must not get, without the pad row."""
 
     @abstractmethod
     def table(self) -> npt.NDArray[np.bool_]:
         """Return ``[B, I + 1]``: True where a user must not get an item."""
 
-    # Below, a user's item is one number: its place in that table, read row by row.
+    # Below, a *cell* is the flat index of a user's item in that table.
     @abstractmethod
     def _start(self, seen: Rows) -> None: ...
 
@@ -99,13 +99,13 @@ class Mask(ABC):
 
 
 def make_mask(users: int, items: int, flat: Rows, counts: Rows) -> Mask:
-    """Return a :class:`Mask` of the kind that is the faster for so many users and items."""
+    """Return a :class:`Mask` of the kind that is faster for this number of users and items."""
     kind = BitmapMask if users * (items + 1) <= BITMAP_CELLS else KeyMask
     return kind(users, items, flat, counts)
 
 
 class BitmapMask(Mask):
-    """A mask that is a table of users × items: for small ones."""
+    """A mask stored as a table of users × items, for small tables."""
 
     def _start(self, seen: Rows) -> None:
         users, width = self._shape
@@ -113,7 +113,7 @@ class BitmapMask(Mask):
         self._close(seen)
 
     def _close(self, seen: Rows) -> None:
-        """Mask the pad rows, and what was seen."""
+        """Mask the pad rows and the given rows."""
         self._cells[self._pad :: self._shape[1]] = True
         self._mask(seen)
 
@@ -139,12 +139,13 @@ class BitmapMask(Mask):
 
 
 class AllowedMask(BitmapMask):
-    """A mask that knows what its users may get: a table of users × items, however large.
+    """A mask with an allowed set for each user, stored as a table of users × items of any size.
 
     Parameters
     ----------
     allowed
-        ``[B, I + 1]``: what each user may get, but for the rows below; the pad row is masked anyway.
+        ``[B, I + 1]``: the items that each user may get, apart from the rows below; the pad row is always
+        masked.
     flat, counts
         As for :class:`Mask`.
     """
@@ -158,36 +159,36 @@ class AllowedMask(BitmapMask):
         self._close(seen)
 
     def sample(self, user: int, masked: int, most: int) -> Rows:
-        """Look at some cells of the user's row: what was given is the least of what is masked."""
+        """Return a sample of the user's table row: most masked items are not among the given rows."""
         step = masked // most | 1
         rows: Rows = np.flatnonzero(self.table()[user, :-1:step]) * step
         if 2 * len(rows) > min(masked, most):
             return rows
-        # Too few, where what is masked has a period of its own.
+        # Too few were hit, as happens if masked rows are periodic.
         rows = self.rows_of(user)
         return rows[:: -(-masked // most)]
 
     def few(self, most: int) -> dict[int, Rows]:
-        """Look for few free cells in each row of the table."""
+        """Return user → allowed rows, ascending, for users with at most ``most`` of them."""
         left = self._shape[1] - np.count_nonzero(self.table(), axis=1)
         return {user: np.flatnonzero(~self.table()[user]) for user in np.flatnonzero(left <= most).tolist()}
 
 
 class KeyMask(Mask):
-    """A mask that is a sorted list of (user, item): for large catalogues."""
+    """A mask stored as a sorted list of (user, item) keys, for large catalogues."""
 
     def _start(self, seen: Rows) -> None:
         self._keys, self._pads = seen, self._base[:, 0] + self._pad
         self._mask(self._pads)
 
     def _mask(self, cells: Rows) -> None:
-        # The seen rows arrive sorted: a stable sort merges such runs.
+        # Seen rows are mostly sorted, and a stable sort merges such runs quickly.
         keys = np.concatenate([self._keys, cells.reshape(-1)])
         keys.sort(kind="stable")
         self._keys = keys[np.append(True, keys[1:] != keys[:-1])]
 
     def _allows(self, cells: Rows) -> npt.NDArray[np.bool_]:
-        # The last key is the last user's pad row and no key lies beyond it.
+        # The last key is that of the last user's pad row, and no cell lies beyond it.
         allowed: npt.NDArray[np.bool_] = self._keys[np.searchsorted(self._keys, cells)] != cells
         return allowed
 
@@ -198,14 +199,14 @@ class KeyMask(Mask):
         return rows
 
     def counts(self) -> Rows:
-        """Measure the users' runs of the list."""
+        """Return the lengths of the users' runs in the list, without the pad rows."""
         if self.users == 1:
             return np.array([len(self._keys) - 1])
         counts: Rows = np.diff(np.searchsorted(self._keys, self._pads, side="right"), prepend=0) - 1
         return counts
 
     def table(self) -> npt.NDArray[np.bool_]:
-        """Return a table that is made of the list."""
+        """Return a table built from the list."""
         cells = np.zeros(self._shape, np.bool_)
         cells.reshape(-1)[self._keys] = True
         return cells

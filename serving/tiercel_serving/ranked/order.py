@@ -1,4 +1,4 @@
-"""Order by (score descending, row ascending), and the first allowed of an ordered list."""
+"""Sorting by (score descending, row ascending), and the first allowed items of a sorted list."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Scores = npt.NDArray[np.float32]
 
 _ZERO = np.float32(0)
 _ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
-#: Which int32 half of an int64 is the lower one.
+#: Index of the lower int32 half of an int64.
 _LOW = 0 if sys.byteorder == "little" else 1
 
 
 def order_by_score(scores: Scores, rows: Rows) -> Rows:
-    """Return the places of each user's candidates by (score descending, row ascending).
+    """Return the indexes that sort each user's candidates by (score descending, row ascending).
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ def order_by_score(scores: Scores, rows: Rows) -> Rows:
 
 
 def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
-    """Return each user's scores and rows by (score descending, row ascending).
+    """Return each user's scores and rows, sorted by (score descending, row ascending).
 
-    Parameters and shapes are those of :func:`order_by_score`; -0.0 comes back as 0.0.
+    Parameters and shapes are those of :func:`order_by_score`; -0.0 becomes 0.0.
     """
     found = native.sort_by_score(scores, rows)
     if found is not None:
@@ -53,18 +53,18 @@ def sort_by_score(scores: Scores, rows: Rows) -> tuple[Scores, Rows]:
 def best_by_score(
     scores: Scores, rows: Rows, count: int, pad: int, masked: npt.NDArray[np.bool_] | None = None
 ) -> tuple[Scores, Rows]:
-    """Return each user's best ``count`` as :func:`sort_by_score` does; if fewer, -inf and ``pad`` behind.
+    """Return each user's best ``count`` like :func:`sort_by_score`; empty slots hold -inf and ``pad``.
 
     Parameters
     ----------
     scores
         As for :func:`order_by_score`.
     rows
-        ``[B, M]``, or ``[M]`` where they are the same for everybody; ``pad`` at most.
+        ``[B, M]``, or ``[M]`` if they are equal for all users; at most ``pad``.
     count, pad
-        How many, and the row of no item.
+        How many, and the pad row.
     masked
-        ``[B, pad + 1]``, which rows their users must not get; None is none.
+        ``[B, pad + 1]``: which rows each user must not get; None masks nothing.
     """
     found = native.best_by_score(scores, rows, count, pad, masked)
     if found is not None:
@@ -83,7 +83,7 @@ def best_by_score(
 
 
 def sorted_scores(scores: Scores) -> Scores:
-    """Return each user's scores alone as :func:`sort_by_score` does."""
+    """Return only each user's sorted scores, as :func:`sort_by_score` does."""
     found = native.sorted_scores(scores)
     if found is not None:
         return found
@@ -95,9 +95,9 @@ def sorted_scores(scores: Scores) -> Scores:
 def sort_keys(scores: Scores, rows: Rows) -> Rows:
     """Return int64 keys that sort ascending like (score descending, row ascending).
 
-    One integer sort is several times faster than a lexsort, and gives back both of its parts. The upper
-    half is the negated score (0 - x, so that -0.0 and 0.0 are one): its bits, with all but the sign
-    flipped where it is negative, sort as integers do.
+    One integer sort is several times faster than a lexsort, and both parts can be read back from the keys.
+    The lower half is the row. The upper half is the negated score (0 - x, so that -0.0 equals 0.0): its bits,
+    with all but the sign flipped if it is negative, sort like integers.
     """
     bits = np.subtract(_ZERO, scores).view(np.int32)
     flips = bits >> 31
@@ -111,19 +111,19 @@ def sort_keys(scores: Scores, rows: Rows) -> Rows:
 
 
 def read_keys(keys: Rows) -> tuple[Scores, Rows]:
-    """Return the scores and rows that :func:`sort_keys` put together."""
+    """Return the scores and rows of keys made by :func:`sort_keys`."""
     flipped = (keys >> 32).astype(np.int32)
     bits = flipped ^ ((flipped >> 31) & _ALL_BUT_SIGN)
     return np.subtract(_ZERO, bits.view(np.float32)), keys & 0xFFFFFFFF
 
 
 def strictly_falling(scores: Scores) -> Scores:
-    """Return scores ``[B, M]`` of which each is below the one before, changed as little as can be.
+    """Return scores ``[B, M]``, each below the one before it, changed as little as possible.
 
     Parameters
     ----------
     scores
-        Falling, ties allowed, without NaN; -inf stays as it is.
+        Descending, ties allowed, without NaN; -inf stays unchanged.
     """
     falls = scores[:, 1:] < scores[:, :-1]
     falls |= np.isneginf(scores[:, 1:])
@@ -153,12 +153,12 @@ def pick(array: npt.NDArray[Any], places: Rows) -> npt.NDArray[Any]:
 
 
 def first_allowed(allowed: npt.NDArray[np.bool_], count: int) -> tuple[Rows, npt.NDArray[np.bool_] | None]:
-    """Return the places of the first ``count`` True, at most, of each row of ``[B, M]``.
+    """Return the indexes of at most the first ``count`` True values in each row of ``[B, M]``.
 
     Returns
     -------
-    ``[B, count]`` int64 places along the second axis, left aligned (0 where there is none);
-    ``[B, count]`` boolean, True where there is one, or None if there is one everywhere.
+    ``[B, count]`` int64 indexes along the second axis, left aligned (0 in empty slots);
+    ``[B, count]`` boolean, False in empty slots, or None if there are none.
     """
     users = len(allowed)
     if users == 1:
@@ -191,7 +191,7 @@ def last_real(rows: Rows, real: npt.NDArray[np.bool_], length: int, pad: int) ->
 
 
 def repeated(rows: Rows) -> npt.NDArray[np.bool_]:
-    """Return ``[B, M]``: which rows stand in their user's list before."""
+    """Return ``[B, M]``: which rows occur earlier in their user's list."""
     order = rows.argsort(axis=1, kind="stable")
     again = np.zeros(rows.shape, np.bool_)
     ordered = np.take_along_axis(rows, order, axis=1)

@@ -1,1 +1,1 @@
-"""Reorder steps: from the ranker's scores to the final order. One file a kind; ``table.py`` lists them."""
+"""Reorder steps: from the ranker's scores to the final order. One file per kind; ``table.py`` lists them."""

@@ -20,16 +20,18 @@ _ANY = Range(float("-inf"), open_low=True, high=float("inf"), open_high=True)
 
 
 class BoostItems(Settings, frozen=True, tag="boost_items"):
-    """Add ``by`` to the score of items whose raw ``column`` holds one of ``values``; of a list, any element.
+    """Add ``by`` to the score of items whose raw ``column`` holds one of ``values``.
+
+    In a list column, one matching element is enough.
 
     Parameters
     ----------
     column
-        A raw item column; the column of the item ids names single items.
+        A raw item column; use the item id column to boost single items.
     values
-        What is boosted.
+        The values to boost.
     by
-        Points, negative ones to demote.
+        Points to add; negative points demote.
     """
 
     column: str
@@ -40,7 +42,7 @@ class BoostItems(Settings, frozen=True, tag="boost_items"):
     reasons: ClassVar[tuple[str, ...]] = ("boosted",)
 
     def problems(self) -> list[Problem]:
-        """Return no values, and points that are no number."""
+        """Return missing values, and points that are not a finite number."""
         wrong = list(amount_problems(self, {"by": _ANY}))
         if not self.values:
             wrong.append(Problem("values", "expected at least one, got none", "name what shall be boosted"))
@@ -51,11 +53,11 @@ class BoostItems(Settings, frozen=True, tag="boost_items"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return values of another type than the column's, or that no item has."""
+        """Return values whose type differs from the column's, or that no item has."""
         return unfit_values(columns, self.column, self.values)
 
     def open(self, columns: Mapping[str, Column]) -> Boosted:
@@ -65,7 +67,7 @@ class BoostItems(Settings, frozen=True, tag="boost_items"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores, with the points of those that are boosted."""
+        """Return the scores, with ``by`` added for boosted items."""
         by, new = user_amount(self.by, user), []
         for score, candidate in zip(scores, candidates, strict=True):
             value = candidate[self.column]
@@ -76,12 +78,12 @@ class BoostItems(Settings, frozen=True, tag="boost_items"):
 
 
 def having(columns: Mapping[str, Column], column: str, values: Sequence[Any]) -> npt.NDArray[np.bool_]:
-    """Return ``[I + 1]`` which items have one of the values."""
+    """Return booleans ``[I + 1]``: which items have one of the values."""
     return Compare("", column, "in", tuple(values)).passes(columns)
 
 
 def unfit_values(columns: Mapping[str, Column], column: str, values: Sequence[Any]) -> list[Problem]:
-    """Return values of another type than the column's, or that no item has."""
+    """Return values whose type differs from the column's, or that no item has."""
     wrong = [
         Problem("values", f"{column!r} does not hold what {values!r} asks for", "give values of its type")
         for _ in Compare("", column, "in", tuple(values)).misfits(columns)
@@ -94,7 +96,7 @@ def unfit_values(columns: Mapping[str, Column], column: str, values: Sequence[An
 
 
 class Boosted:
-    """Which items ``[I + 1]`` are boosted, and by how much."""
+    """The opened step: which items ``[I + 1]`` are boosted, and by how much."""
 
     def __init__(self, boosted: npt.NDArray[np.bool_], by: Amount) -> None:
         self.boosted, self.by = boosted, by

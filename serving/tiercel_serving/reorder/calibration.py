@@ -1,4 +1,4 @@
-"""``calibration``: the answer mixes genres, or other values, as the user's history does.
+"""``calibration``: the answer has a mix of genres, or other values, close to that of the user's history.
 
 Steck 2018, "Calibrated recommendations".
 """
@@ -23,23 +23,24 @@ from .placing import Line, fill, places_to_fill, scaled
 from .plain import choose_all, line_of, relevance, scores_in_order
 from .vectors import codes_of, hot_rows, unfit_values_of
 
-#: How much of the history's mix is added to the answer's, so that no logarithm is of nothing (Steck's α).
+#: Share of the history's mix that is added to the answer's, so that no logarithm is of 0 (Steck's α).
 SMOOTHING = 0.01
 
 
 class Calibration(Settings, frozen=True, tag="calibration"):
     r"""Place items greedily by :math:`(1-s) \sum_i r_i - s\,\mathrm{KL}(p \,\|\, \tilde q)`.
 
-    p is the share of each value of a column in the user's history (what the models see of it), an item's
-    values sharing it equally, and q that in the places filled so far, :math:`\tilde q = 0.99\,q + 0.01\,p`;
-    r is the score, scaled to 0 … 1. A user without a history of such values keeps the order of the scores.
+    p is the share of each value of a column in the part of the user's history that the models see; the values
+    of one item share it equally. q is that share in the places filled so far, with
+    :math:`\tilde q = 0.99\,q + 0.01\,p`. r is the score, scaled to 0 … 1. If no item of the history has a
+    value, the order of the scores is kept.
 
     Parameters
     ----------
     column
         A raw item column, of single values or of lists, such as genres.
     strength
-        s, 0 to 1: 0 is the order of the scores, 1 heeds the mix alone.
+        s, 0 to 1: 0 keeps the order of the scores, 1 considers the mix only.
     """
 
     column: str
@@ -50,7 +51,7 @@ class Calibration(Settings, frozen=True, tag="calibration"):
     places: ClassVar[bool] = True
 
     def problems(self) -> list[Problem]:
-        """Return a strength that makes no sense."""
+        """Return an invalid strength."""
         return list(amount_problems(self, {"strength": SHARE}))
 
     def columns(self) -> tuple[str, ...]:
@@ -58,15 +59,15 @@ class Calibration(Settings, frozen=True, tag="calibration"):
         return (self.column,)
 
     def reads(self) -> tuple[str, ...]:
-        """Return the history."""
+        """Return the names of the history tensors."""
         return ("history_row", "history_length")
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return a column of measures, or of too many values."""
+        """Return a column of floating-point numbers, or with too many values."""
         return unfit_values_of(columns[self.column], self.column)
 
     def open(self, columns: Mapping[str, Column]) -> Calibrated:
@@ -77,7 +78,7 @@ class Calibration(Settings, frozen=True, tag="calibration"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores of the places."""
+        """Return the scores, reassigned to the candidates in the new order."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
         seen = user["history_row"][: int(user["history_length"][0])]
         history = [mix for row in seen if (mix := _plain_mix(user["item_of"](int(row))[self.column]))]
@@ -108,7 +109,7 @@ class Calibration(Settings, frozen=True, tag="calibration"):
 
 
 def _mixes(column: Column) -> npt.NDArray[np.float32]:
-    """Return ``[I + 1, G]`` each item's share of each value; zeros where it has none."""
+    """Return ``[I + 1, G]``, each item's share of each value; zeros for an item without values."""
     hot = hot_rows(column)
     mixes: npt.NDArray[np.float32] = hot / np.maximum(hot.sum(axis=1, keepdims=True), 1)
     return mixes
@@ -128,17 +129,17 @@ def _mean(mixes: Sequence[Mapping[Any, float]], of: int) -> dict[Any, float]:
 
 
 class Calibrated:
-    """The items' mixes ``[I + 1, G]``, their values as codes ``[I + 1, L]``, and how much they count."""
+    """The items' mixes ``[I + 1, G]``, their values as codes ``[I + 1, L]``, and the strength."""
 
     def __init__(self, mixes: npt.NDArray[np.float32], codes: Rows, strength: Amount) -> None:
-        # What is no value is G in the codes; of a column without any value, mixes still have one.
+        # A code of G is no value. For a column without any values, mixes still have one dimension.
         self._mixes, self._codes, self._strength = mixes, codes, strength
-        # What an item of so many values adds to the share of each.
+        # Number of an item's values → what it adds to the share of each.
         counts = np.maximum(np.arange(codes.shape[1] + 1), 1)
         self._adds = (np.float32(1 - SMOOTHING) / counts).astype(np.float32)
 
     def _wanted(self, arrays: Arrays) -> npt.NDArray[np.float32]:
-        """Return ``[B, G, 1]`` each user's shares; zeros without a history of such values."""
+        """Return ``[B, G, 1]``, the shares in each user's history; zeros if it has no such values."""
         history = arrays["history_row"]
         seen = np.arange(history.shape[1]) < arrays["history_length"]
         mixes = self._mixes.take(np.where(seen, history, len(self._mixes) - 1), axis=0)
@@ -147,7 +148,7 @@ class Calibrated:
         return wanted.astype(np.float32)[:, :, None]
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
-        """Place item after item by what each would make of the mix."""
+        """Place the items one by one, each by its effect on the mix."""
         line, wanted = Line.of(scores, arrays), self._wanted(arrays)
         strength = batch_amount(self._strength, arrays).astype(np.float32)
         relevant = scaled(line.relevance(), 1 - strength)
@@ -159,9 +160,9 @@ class Calibrated:
         return np.where(wanted.any(axis=1), line.placed(picks), scores), None
 
     def _picks(self, codes: Rows, relevant: Scores, start: Scores, weights: Scores, places: int) -> Rows:
-        """Do the same in NumPy."""
-        # [L, B, K] what each of an item's L values adds to its share, and where that is in [B, G]. The number
-        # of places is the same for all candidates and falls out of the comparison.
+        """Compute the picks in NumPy."""
+        # adds [L, B, K] is what each of an item's L values adds to its share, and at [L, B, K] the flat index
+        # of that share in [B, G]. Dividing by the number of filled places would not change the comparison.
         users, many = start.shape
         base = np.arange(users)[:, None] * many
         there = codes < many
@@ -169,14 +170,14 @@ class Calibrated:
         adds = self._adds.take(there.sum(axis=2, keepdims=True)) * there
         adds = adds.transpose(2, 0, 1).copy()
         weights = np.append(weights, np.float32(0)).take(at)
-        # Values that nobody wants weigh nothing; 1 keeps their logarithms finite.
+        # Values that are not in the history have weight 0; a total of 1 keeps their logarithms finite.
         total, steps = np.append(start + (start == 0), np.float32(1)), np.append(start, np.float32(0))
         work, own = np.empty_like(adds), tuple(x.reshape(len(x), -1).T.copy() for x in (at, adds))
         gains = relevant.copy()
         flat_relevance, ones, one = relevant.reshape(-1), np.ones_like(work), np.float32(1)
 
         def gain() -> None:
-            # The logarithm of what an item makes of a share, less that of the share as it is.
+            # The logarithm of a share with the item added, minus that of the share without it.
             (one / total).take(at, out=work, mode="clip")
             np.multiply(work, adds, work)
             np.add(work, ones, work)

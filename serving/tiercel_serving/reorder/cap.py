@@ -22,19 +22,18 @@ from .vectors import codes_of
 
 
 class Cap(Settings, frozen=True, tag="cap"):
-    """Let at most ``most`` items of each value of a column through, the best ones; drop what comes after.
+    """Keep the best ``most`` items of each value of a column, and drop the others.
 
-    An item with several values (a list column) goes as soon as one of them is full, and what was dropped
-    counts
-    for nothing. An item without a value always stays. It comes last, or at least after steps that diversify:
-    these do without candidates that it drops before.
+    An item with several values (a list column) is dropped as soon as one of them is full. Dropped items do
+    not count towards any value, and items without a value are always kept. Put this step last, or at least
+    after steps that diversify: an earlier cap would take candidates away from those.
 
     Parameters
     ----------
     column
         A raw item column, of single values or of lists.
     most
-        Items of one value, at least 1.
+        Largest number of items with one value, at least 1.
     """
 
     column: str
@@ -52,11 +51,11 @@ class Cap(Settings, frozen=True, tag="cap"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return a column of measures, of which hardly two are alike."""
+        """Return a column of floating-point numbers: hardly any two are equal."""
         if columns[self.column].values.dtype.kind != "f":
             return []
         problem = f"{self.column!r} holds floating-point numbers"
@@ -69,7 +68,7 @@ class Cap(Settings, frozen=True, tag="cap"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores, -inf for what is dropped."""
+        """Return the scores; -inf for dropped items."""
         most, counts, new = user_amount(self.most, user), Counter[Any](), list(scores)
         for at in line_of(scores, candidates):
             value = candidates[at][self.column]
@@ -82,13 +81,13 @@ class Cap(Settings, frozen=True, tag="cap"):
 
 
 class Capped:
-    """The items' values as codes ``[I + 1, L]``, of which the last says none; and the cap."""
+    """The items' values as codes ``[I + 1, L]``, the code ``none`` of no value, and the cap."""
 
     def __init__(self, codes: Rows, none: int, most: int | PerRequest) -> None:
         self._codes, self._none, self._most = codes, none, most
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
-        """Go down the line; a value that is full shuts out all that have it."""
+        """Go through the candidates, best first; once a value is full, drop all others that have it."""
         line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
         codes, most = self._codes.take(line.rows, axis=0), batch_amount(self._most, arrays)
         found = native.place_under_caps(codes, self._none, line.real, most, places)
@@ -100,12 +99,12 @@ class Capped:
     def _picks(
         self, codes: Rows, real: Flags, most: npt.NDArray[np.float64], places: int
     ) -> tuple[Rows, Flags]:
-        """Do the same in NumPy."""
+        """Compute picks and dropped candidates in NumPy."""
         users, width = real.shape
         flat, by_value = codes.reshape(-1, codes.shape[2]), codes.transpose(2, 0, 1).copy()
         gains = np.where(real, -np.arange(width, dtype=np.float32), -np.float32(np.inf))
         full = np.zeros(real.shape, np.bool_)
-        # Hardly any of it is ever touched.
+        # Large, but zeros take no memory until they are written to, and few are.
         counts, at = np.zeros(users * (self._none + 1), np.int32), np.arange(users)[:, None]
         base = at * (self._none + 1)
 

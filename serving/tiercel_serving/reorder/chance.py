@@ -1,7 +1,7 @@
-"""Pseudo-random numbers as a function of a seed and an item: the same alone and in a batch.
+"""Pseudo-random numbers as a function of a seed and an item, independent of the rest of the batch.
 
-SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), of the seed, then
-of the item.
+SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") is applied to the
+seed, then to the result and the item.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from ..problems import Range
 from ..ranked.order import Rows
 from .per_request import PerRequest
 
-#: What a request sends so that something is explored; without one nothing is. The same seed draws the same.
+#: The seed that a request sends to enable exploration. Equal seeds give equal draws.
 SEED = PerRequest("seed", None, 0.0, 2.0**53, whole=True)
 
-#: What may be a seed.
+#: Range of valid seeds.
 SEEDS = Range(0, 2**53, whole=True)
 
 _STEP, _ONE, _TWO = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _ALL = 2**64 - 1
-# As NumPy's numbers, made once.
+# NumPy scalars, created once.
 _STEPS, _ONES, _TWOS, _30, _27, _31, _11 = map(np.uint64, (_STEP, _ONE, _TWO, 30, 27, 31, 11))
 
 
@@ -32,14 +32,14 @@ def uniform(seeds: npt.NDArray[np.float64], rows: Rows, of: int) -> npt.NDArray[
     Parameters
     ----------
     seeds
-        ``[B, 1]``; what comes of NaN means nothing.
+        ``[B, 1]`` seeds; the numbers of a NaN seed are meaningless.
     rows
-        ``[B, M]``: what is drawn for, not negative.
+        ``[B, M]``, not negative: what each number is drawn for.
     of
-        Which draw it is: a number of each kind of step.
+        Number of the draw, distinct for each use in the steps.
     """
     if seeds.size == 1:
-        # Python's own integers: NumPy takes as long to mix one number as hundreds.
+        # Python integers for a single number: NumPy takes as long for one as for hundreds.
         seed = seeds.item()
         if seed != seed:
             return np.full(rows.shape, 0.5)
@@ -71,7 +71,7 @@ def _mix(x: npt.NDArray[np.uint64]) -> None:
 
 
 def plain_uniform(seed: float, row: int, of: int) -> float:
-    """Return one such number, in Python's own integers."""
+    """Return one number of :func:`uniform`, in plain Python integers."""
     return ((_plain_mixed(_plain_first(seed, of) ^ row) >> 11) + 0.5) / 2.0**53
 
 

@@ -1,4 +1,4 @@
-"""``constrained_sum``: one task is maximised, with a floor on another; the weight is solved at export."""
+"""``constrained_sum``: one task is maximised with a floor on another; the export solves for the weight."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from ..spec import Array, Arrays
 
 _SHARE = Range(0, 1)
 
-#: Doublings of the multiplier to find one that is enough, and halvings of what is left.
+#: Most doublings of the multiplier to find one that suffices, and halvings of the remaining interval.
 _DOUBLINGS, _HALVINGS = 40, 40
 
 
 class ConstrainedSum(Settings, frozen=True, tag="constrained_sum"):
-    r"""Score by :math:`s_m + \lambda s_f`, with the least λ that keeps the floor.
+    r"""Score by :math:`s_m + \lambda s_f`, with the smallest λ that keeps the floor.
 
-    Over the lists of the best k, the mean of task m is as large as can be while that of task f is at least a
-    share of the way from what it is without the floor to the most that it can be. λ is the Lagrange
-    multiplier of that constraint: every list by :math:`s_m + \lambda s_f` maximises m among all lists of no
-    smaller f (Everett 1963, "Generalized Lagrange multiplier method for solving problems of optimum
-    allocation of resources"), and f rises with λ. It is found by bisection at export, over users of the
-    release.
+    Over the lists of the best k, this maximises the mean of task m, while the mean of task f stays above a
+    floor. The floor lies a given share of the way from the mean of f without a floor to its largest possible
+    mean. λ is the Lagrange multiplier of that constraint: a list sorted by :math:`s_m + \lambda s_f`
+    maximises m among all lists with no smaller f (Everett 1963, "Generalized Lagrange multiplier method for
+    solving problems of optimum allocation of resources"), and f rises with λ. The export finds λ by
+    bisection, over users of the release.
 
     Parameters
     ----------
     maximise, floor
         The numbers of the two tasks, from 0.
     share
-        Where the floor lies: 0 is none, 1 the most that can be.
+        Position of the floor: 0 is no floor, 1 the largest possible mean.
     multiplier
-        λ. None leaves it to the export; until then it is 0.
+        λ. None lets the export solve for it; until then it is 0.
     """
 
     maximise: int = 0
@@ -50,7 +50,7 @@ class ConstrainedSum(Settings, frozen=True, tag="constrained_sum"):
     reasons: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> list[Problem]:
-        """Return tasks that are one, a share outside of 0 … 1, and a multiplier below 0."""
+        """Return equal tasks, a share outside of 0 … 1, and a negative or infinite multiplier."""
         wrong = list(out_of_range(self, {"maximise": COUNT_OR_0, "floor": COUNT_OR_0, "share": _SHARE}))
         if not wrong and self.maximise == self.floor:
             wrong.append(Problem("floor", f"{self.floor} is the task that is maximised", "name another task"))
@@ -68,21 +68,21 @@ class ConstrainedSum(Settings, frozen=True, tag="constrained_sum"):
         ]
 
     def solved(self, lists: Sequence[Array], k: int) -> ConstrainedSum:
-        """Return the step with its multiplier, of what a ranker gives the candidates of some users.
+        """Return the step with its multiplier, solved from the ranker's scores for some users' candidates.
 
         Parameters
         ----------
         lists
-            For each user ``[n, T]`` float32.
+            For each user, the scores ``[n, T]`` float32.
         k
-            How many items an answer has.
+            Number of items in an answer.
         """
         if self.multiplier is not None or not any(len(one) for one in lists):
             return self
         pairs = [(one[:, self.maximise], one[:, self.floor]) for one in lists if len(one)]
         lowest, most = _mean(pairs, 0.0, k), float(np.mean([np.sort(f)[-k:].mean() for _, f in pairs]))
         least = lowest + self.share * (most - lowest)
-        # What rounding alone makes of the mean is no breach.
+        # Allow for rounding of the mean.
         least -= 1e-6 * max(abs(least), abs(most - lowest))
         below, above = 0.0, 0.0
         for doubling in range(_DOUBLINGS):
@@ -108,19 +108,19 @@ class ConstrainedSum(Settings, frozen=True, tag="constrained_sum"):
 
 
 def _mean(pairs: Sequence[tuple[Array, Array]], multiplier: float, k: int) -> float:
-    """Return the mean of the second task over the best k of each list, the least where sums tie."""
+    """Return the mean of the second task over the best k of each list; ties go to its lower values."""
     best = [np.lexsort((-f, m + np.float32(multiplier) * f))[-k:] for m, f in pairs]
     return float(np.mean([f[places].mean() for (_, f), places in zip(pairs, best, strict=True)]))
 
 
 class ConstrainedTasks:
-    """The two tasks, and the multiplier."""
+    """The opened step: the two tasks, and the multiplier."""
 
     def __init__(self, maximise: int, floor: int, multiplier: np.float32) -> None:
         self._maximise, self._floor, self._multiplier = maximise, floor, multiplier
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32] | None]:
-        """Sum the two."""
+        """Add the two tasks."""
         tasks = arrays["rank_score"]
         total: Scores = tasks[:, :, self._maximise] + self._multiplier * tasks[:, :, self._floor]
         return total, None

@@ -22,26 +22,26 @@ from .placing import fill
 from .plain import choose_all, line_of, relevance, scores_in_order
 from .vectors import Basis, Candidates, ItemVectors, OfVectors, place_by_vectors, plain_rests
 
-#: What is left of an item's vector counts as at least so much, squared: items that equal those placed before
-#: them come late, by their scores, and do not vanish.
+#: Lower bound on the squared length of an item's residual vector. With it, items that equal already placed
+#: ones come late, in the order of their scores, and are not lost.
 LEAST = 0.01
 
 
 class DPP(OfVectors, frozen=True, tag="dpp"):
     r"""Place items greedily by the determinant of the kernel :math:`L_{ij} = q_i \cos(v_i, v_j)\, q_j`.
 
-    :math:`q = e^{(1-s)\,r/2s}`, r the score scaled to 0 … 1. Each place goes to the item of the largest
-    :math:`(1-s)\,r_i + s \log d_i^2`, where :math:`d_i` is the length of what is left of :math:`v_i` without
-    the directions of the items placed before it: the greedy MAP of Chen et al. in their trade-off, whose
-    Cholesky factor is here a Gram-Schmidt basis of the vectors. :math:`d_i^2` counts as at least
-    :data:`LEAST`.
+    :math:`q = e^{(1-s)\,r/2s}`, with r the score scaled to 0 … 1. Each place goes to the item of the largest
+    :math:`(1-s)\,r_i + s \log d_i^2`, where :math:`d_i` is the length of :math:`v_i` after projecting out the
+    directions of the items placed before it. This is the greedy MAP of Chen et al. with their trade-off; a
+    Gram-Schmidt basis of the vectors takes the place of their Cholesky factor. :math:`d_i^2` counts as at
+    least :data:`LEAST`.
 
     Parameters
     ----------
     source, column
-        Where the vectors are from, one of both: see :class:`~.vectors.OfVectors`.
+        Origin of the vectors, exactly one of the two; see :class:`~.vectors.OfVectors`.
     strength
-        s, 0 to 1: 0 is the order of the scores, 1 heeds unlikeness alone.
+        s, 0 to 1: 0 keeps the order of the scores, 1 considers dissimilarity only.
     """
 
     source: str = ""
@@ -52,7 +52,7 @@ class DPP(OfVectors, frozen=True, tag="dpp"):
     reasons: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> list[Problem]:
-        """Return a strength that makes no sense, and vectors from nowhere."""
+        """Return an invalid strength, or that not exactly one of source and column is set."""
         return [*self.where_problems(), *amount_problems(self, {"strength": SHARE})]
 
     def open(self, columns: Mapping[str, Column]) -> Determinant:
@@ -62,7 +62,7 @@ class DPP(OfVectors, frozen=True, tag="dpp"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores of the places."""
+        """Return the scores, reassigned to the candidates in the new order."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
         rest_after = plain_rests(self.plain_vectors(candidates))
 
@@ -76,23 +76,23 @@ class DPP(OfVectors, frozen=True, tag="dpp"):
 
 
 class Determinant:
-    """The items' vectors, and how much they count."""
+    """The opened step: the items' vectors, and the strength."""
 
     def __init__(self, vectors: ItemVectors, strength: Amount) -> None:
         self._vectors, self._strength = vectors, strength
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
-        """Place item after item, taking its direction from what is left of the others."""
+        """Place the items one by one, projecting each one's direction out of the others."""
         step = native.DPP, self._vectors, self._strength
         return place_by_vectors(*step, scores, arrays, _picks, least=LEAST), None
 
 
 def _picks(vectors: Candidates, relevant: Scores, strength: Scores, places: int) -> Rows:
-    """Do the same in NumPy."""
+    """Compute the picks in NumPy."""
     basis = Basis(vectors, places)
     gains, left = relevant.copy(), np.ones_like(relevant)
 
-    # Whole arrays: NumPy takes as long to spread one number as to add five hundred.
+    # Full arrays: broadcasting a single number costs NumPy as much as adding five hundred.
     least, weight = np.full_like(left, LEAST), np.zeros_like(left) + strength
     flat_relevance = relevant.reshape(-1)
 

@@ -1,7 +1,7 @@
-"""Reorder steps that look at each candidate by itself, on a device: each does what its step does, in torch.
+"""Device forms, in torch, of the reorder steps that treat each candidate independently.
 
-A form is made from the opened step and the place; ``apply`` takes tensors, and what requests set of a step's
-numbers from the host.
+A form is made from the opened step and the device. ``apply`` takes tensors; numbers that requests set come
+from the host.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TensorStep(Protocol):
 
 
 class TensorWeightedSum:
-    """``weighted_sum``: task by task, in order, in float32."""
+    """``weighted_sum``: summed task by task, in order, in float32."""
 
     def __init__(self, step: WeightedTasks, place: Place) -> None:
         self._weights = step.weights.tolist()
@@ -53,7 +53,7 @@ class TensorCorrection:
         self._gains, self._strength = place.table(step.gains), _Amount(step.strength, place)
 
     def apply(self, scores: Tensor, arrays: Mapping[str, Any]) -> tuple[Tensor, None]:
-        """Add what each gains."""
+        """Add each item's gain."""
         gains = self._strength.of(arrays) * self._gains[arrays["kept_row"]]
         return (scores + gains).float(), None
 
@@ -67,10 +67,10 @@ class TensorFreshness:
         self._now, self._strength = _Amount(step.kind.now, place), _Amount(step.kind.strength, place)
 
     def apply(self, scores: Tensor, arrays: Mapping[str, Any]) -> tuple[Tensor, None]:
-        """Add what each gains."""
+        """Add each item's gain."""
         now = self._now.of(arrays)
         now = torch.where(now.isnan(), self._newest, now)
-        # A time that is unknown stays NaN, and gains nothing.
+        # An unknown time stays NaN here; its gain becomes 0 below.
         ages = (now - self._times[arrays["kept_row"]]).clamp(min=0)
         gains = self._strength.of(arrays) * torch.exp2(ages / -self._half_life)
         return (scores + gains.nan_to_num()).float(), None
@@ -96,18 +96,18 @@ class TensorFloor:
         self._least = _Amount(step.least, place)
 
     def apply(self, scores: Tensor, arrays: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Drop what lies below."""
+        """Drop items below the floor."""
         below = scores < self._least.of(arrays)
         return scores.masked_fill(below, _LOWEST), (below & (scores > _LOWEST)).int()
 
 
 class _Amount:
-    """A step's number on the device: copied once where no request may set it."""
+    """A step's number on the device; copied only once if requests can't set it."""
 
     def __init__(self, amount: Amount, place: Place) -> None:
         self._amount, self._place = amount, place
         self._fixed = place.put(batch_amount(amount, {})) if isinstance(amount, int | float) else None
 
     def of(self, arrays: Mapping[str, Any]) -> Tensor:
-        """Return it for each user, ``[B, 1]`` or ``[1, 1]`` float64."""
+        """Return the number for each user, ``[B, 1]`` or ``[1, 1]`` float64."""
         return self._place.put(batch_amount(self._amount, arrays)) if self._fixed is None else self._fixed

@@ -22,20 +22,20 @@ _WHETHER, _WHICH = 2, 3
 
 
 class EpsilonSlot(Settings, frozen=True, tag="epsilon_slot"):
-    r"""With probability ε draw the item of ``place`` from the m candidates that do not stand before it.
+    r"""With probability ε, draw the item of ``place`` from the m candidates that are not placed before it.
 
-    ε-greedy (Sutton and Barto 2018, "Reinforcement learning", 2.2) in one place of the answer. The item that
-    stands there has the propensity :math:`\varepsilon / m`, and :math:`1 - \varepsilon` more if it would
-    stand there anyway. A request that sends no ``seed`` explores nothing.
+    This is ε-greedy (Sutton and Barto 2018, "Reinforcement learning", 2.2) for one place of the answer. The
+    item placed there has the propensity :math:`\varepsilon / m`, plus :math:`1 - \varepsilon` if it would be
+    there without exploration. A request without a ``seed`` explores nothing.
 
     Parameters
     ----------
     place
-        Which place; 1 is the top.
+        The place; 1 is the top.
     share
         ε, 0 to 1.
     seed
-        What requests call the seed: a whole number, which should differ from request to request.
+        The seed that requests send: a whole number, which should differ from request to request.
     """
 
     place: int = 10
@@ -46,12 +46,12 @@ class EpsilonSlot(Settings, frozen=True, tag="epsilon_slot"):
     reasons: ClassVar[tuple[str, ...]] = ("explored",)
 
     def problems(self) -> list[Problem]:
-        """Return a place that is none, and a share that is none."""
+        """Return an invalid place, share or seed."""
         amounts = amount_problems(self, {"share": SHARE, "seed": SEEDS}, optional=("seed",))
         return [*out_of_range(self, {"place": COUNT}), *amounts]
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def open(self, columns: Mapping[str, Column]) -> Slot:
@@ -61,7 +61,7 @@ class EpsilonSlot(Settings, frozen=True, tag="epsilon_slot"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores of the places."""
+        """Return the scores, reassigned to the candidates in the new order."""
         seed, line = self.seed.of_user(user), line_of(scores, candidates)
         left = [at for at in line[self.place - 1 :] if scores[at] != float("-inf")]
         if seed is None or not left or plain_uniform(seed, 0, _WHETHER) >= user_amount(self.share, user):
@@ -72,19 +72,19 @@ class EpsilonSlot(Settings, frozen=True, tag="epsilon_slot"):
 
 
 class Slot:
-    """The place, the share, and where the seed is."""
+    """The opened step."""
 
     def __init__(self, kind: EpsilonSlot) -> None:
         self._kind, self._before = kind, kind.place - 1
 
     def _explores(self, seeds: npt.NDArray[np.float64], arrays: Arrays) -> npt.NDArray[np.bool_]:
-        """Return ``[B, 1]`` who explores, if there is something to draw from."""
+        """Return ``[B, 1]``: which users explore, if there is something to draw from."""
         numbers = uniform(seeds, np.zeros(seeds.shape, np.int64), _WHETHER)
         explores: npt.NDArray[np.bool_] = numbers < batch_amount(self._kind.share, arrays)
         return explores & ~np.isnan(seeds)
 
     def _draw(self, line: Line, arrays: Arrays) -> tuple[npt.NDArray[np.bool_], Rows, Rows]:
-        """Return ``[B, 1]`` who explores, the place in the line that is drawn, and how many are left."""
+        """Return ``[B, 1]`` each: which users explore, the drawn place in the line, and m."""
         seeds, left = self._kind.seed.in_batch(arrays), np.count_nonzero(line.real, axis=1)[:, None]
         left = left - self._before
         nobody = np.zeros(left.shape, np.int64)
@@ -92,7 +92,7 @@ class Slot:
         return self._explores(seeds, arrays) & (left > 0), drawn, left
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
-        """Move the drawn one up to the place."""
+        """Move the drawn item up to the place."""
         seeds, why = self._kind.seed.in_batch(arrays), np.zeros(scores.shape, np.int32)
         if not self._explores(seeds, arrays).any():
             return scores, why
@@ -108,7 +108,7 @@ class Slot:
         return np.where(explores, new, scores), why
 
     def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
-        """Return ``[B, K]`` the chance of the item that stands at the place; 1 for all others."""
+        """Return ``[B, K]``, the probability of the item at the place; 1 for all others."""
         line, out = Line.of(before, arrays), np.ones(before.shape, np.float32)
         explores, drawn, left = self._draw(line, arrays)
         share = np.broadcast_to(batch_amount(self._kind.share, arrays), left.shape)

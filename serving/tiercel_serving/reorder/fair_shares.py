@@ -1,4 +1,4 @@
-"""``fair_shares``: every prefix of the answer has groups of items in given shares.
+"""``fair_shares``: every prefix of the answer shows groups of items in given shares.
 
 DetGreedy of Geyik, Ambler and Kenthapadi 2019, "Fairness-aware ranking in search and recommendation systems
 with application to LinkedIn talent search".
@@ -28,16 +28,17 @@ from .plain import choose_all, line_of, scores_in_order
 class FairShares(Settings, frozen=True, tag="fair_shares"):
     r"""Show each group of items in its share, at every place of the answer.
 
-    Of the first j places group g gets between :math:`\lfloor p_g j \rfloor` and :math:`\lceil p_g j \rceil`:
-    each goes to the best item of a group that would else fall below its share, or else of one that is not yet
-    above it, as far as there are such candidates. Groups that are not named share what is left together.
+    Of the first j places, group g gets between :math:`\lfloor p_g j \rfloor` and :math:`\lceil p_g j \rceil`.
+    Each place goes to the best item of a group that would otherwise fall below its share, or else of a group
+    that has not yet reached its upper bound, as far as there are such candidates. All groups that are not
+    named form one group, which gets the remaining share.
 
     Parameters
     ----------
     column
-        A raw item column with one value an item: the group, such as a provider.
+        A raw item column with one value per item: the group, such as a provider.
     shares
-        Pairs of a value and its share p of the exposure, together at most 1.
+        Pairs of a value and its share p of the places; the shares add up to at most 1.
     """
 
     column: str
@@ -48,7 +49,7 @@ class FairShares(Settings, frozen=True, tag="fair_shares"):
     places: ClassVar[bool] = True
 
     def problems(self) -> list[Problem]:
-        """Return shares that make no sense."""
+        """Return missing or repeated values, and shares that are invalid or add up to more than 1."""
         values = [value for value, _ in self.shares]
         if not values or len(set(values)) < len(values):
             return [Problem("shares", f"expected values, each once, got {values!r}", "name the groups")]
@@ -65,18 +66,18 @@ class FairShares(Settings, frozen=True, tag="fair_shares"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return a column of lists, values of another type than its, and groups without items."""
+        """Return a column of lists, values whose type differs from the column's, and groups without items."""
         if columns[self.column].is_list:
             return [Problem("column", f"{self.column!r} holds lists", "name a column with one value an item")]
         wrong = unfit_values(columns, self.column, [value for value, _ in self.shares])
         return [Problem("shares", problem.problem, problem.remedy) for problem in wrong]
 
     def _all(self) -> list[float]:
-        """Return the share of each group, and of all others."""
+        """Return the share of each named group, and that of all others together."""
         named = [share for _, share in self.shares]
         return [*named, max(1 - sum(named), 0.0)]
 
@@ -90,7 +91,7 @@ class FairShares(Settings, frozen=True, tag="fair_shares"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores of the places."""
+        """Return the scores, reassigned to the candidates in the new order."""
         values, shares, line = [value for value, _ in self.shares], self._all(), line_of(scores, candidates)
         own = [candidate[self.column] for candidate in candidates]
         group = [values.index(value) if value in values else len(values) for value in own]
@@ -112,10 +113,10 @@ class Fair:
         self._group, self._shares = group, shares
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
-        """Go down the line, those first whose group lacks something."""
+        """Place the candidates in score order, items of groups below their share first."""
         line, groups = Line.of(scores, arrays), len(self._shares)
         group = np.where(line.real, self._group.take(line.rows), groups)
-        # One place more than is filled: the last choice is not told of in NumPy.
+        # One place more than needed: in NumPy, fill() does not call choose() for the last pick.
         shares = self._shares * np.arange(1, places_to_fill(arrays, scores.shape[1]) + 2)[:, None]
         least, most = (bound(shares).astype(np.int64) for bound in (np.floor, np.ceil))
         picks = native.place_in_shares(group, least[:-1], most[:-1])
@@ -124,16 +125,16 @@ class Fair:
         return line.placed(picks), None
 
     def _picks(self, group: Rows, least: Rows, most: Rows) -> Rows:
-        """Do the same in NumPy."""
+        """Compute the picks in NumPy."""
         (users, width), (more, groups) = group.shape, least.shape
         at = np.arange(users)
-        # Each group's places in the line, one group after another; behind the last stands nothing.
+        # Each group's places in the line, one group after another; the entry after the last is no place.
         queue = np.full((users, width + 1), width)
         queue[:, :width] = group.argsort(axis=1, kind="stable")
         size = (group[:, :, None] == np.arange(groups)).sum(axis=1)
         end: Rows = np.cumsum(size, axis=1)
         front = end - size
-        # Flat over users and groups, as what is chosen is counted.
+        # Flat over users and groups, like the indexes that choose() gets.
         front, end = front.reshape(-1), end.reshape(-1)
         flat, base = queue.reshape(-1), np.repeat(at * (width + 1), groups)
         head = np.where(size.reshape(-1) > 0, flat.take(base + front), np.inf).astype(np.float32)

@@ -22,9 +22,9 @@ _ANY = Range(float("-inf"))
 class Freshness(Settings, frozen=True, tag="freshness"):
     r"""Score by :math:`s + w \cdot 2^{-a/h}`: exponential decay of an item's age a, by its half-life h.
 
-    The age is ``now`` less the item's time, 0 at least; an item without a time gains nothing. The gain is
-    added and not multiplied, since scores may be negative. Ding and Li 2005, "Time weight collaborative
-    filtering", decay by half-lives in this way.
+    The age is ``now`` minus the item's time, at least 0; an item without a time gains nothing. The gain is
+    added rather than multiplied, since scores may be negative. Ding and Li 2005, "Time weight collaborative
+    filtering", decay by half-lives in the same way.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ class Freshness(Settings, frozen=True, tag="freshness"):
     half_life
         In the column's unit.
     strength
-        w: what an item of age 0 gains.
+        w, the gain of an item of age 0.
     now
-        In the column's unit; by default what a request says as ``now``, or else the time of the newest item.
+        In the column's unit; by default the request's ``now``, or else the time of the newest item.
     """
 
     column: str
@@ -47,7 +47,7 @@ class Freshness(Settings, frozen=True, tag="freshness"):
     reasons: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> list[Problem]:
-        """Return numbers that make no sense."""
+        """Return an invalid half-life, strength or ``now``."""
         amounts = amount_problems(self, {"strength": AT_LEAST_0, "now": _ANY}, optional=("now",))
         return [*out_of_range(self, {"half_life": POSITIVE}), *amounts]
 
@@ -56,11 +56,11 @@ class Freshness(Settings, frozen=True, tag="freshness"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return a column that holds no times."""
+        """Return a column that does not hold one number per item."""
         return holds_no_numbers(columns[self.column], self.column)
 
     def open(self, columns: Mapping[str, Column]) -> Decay:
@@ -70,7 +70,7 @@ class Freshness(Settings, frozen=True, tag="freshness"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores with what each item gains."""
+        """Return the scores with each item's gain added."""
         now, strength = user_amount(self.now, user), user_amount(self.strength, user)
         if now != now:
             now = user["greatest"](self.column)
@@ -89,11 +89,11 @@ class Decay:
         self.times, self.kind = times, kind
         known = times[~np.isnan(times)]
         self.newest = known.max() if len(known) else 0.0
-        # What has no time is infinitely old.
+        # An item without a time is infinitely old.
         self._times = np.where(np.isnan(times), -np.inf, times)
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
-        """Add what each gains."""
+        """Add each item's gain."""
         now = batch_amount(self.kind.now, arrays)
         now = np.where(np.isnan(now), self.newest, now)
         ages = np.maximum(now - self._times.take(arrays["kept_row"]), 0)

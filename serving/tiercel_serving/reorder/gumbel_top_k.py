@@ -1,4 +1,4 @@
-"""``gumbel_top_k``: exploration that draws whole rankings at random, with better items more likely.
+"""``gumbel_top_k``: exploration that draws random rankings, in which better items tend to come first.
 
 Kool, van Hoof and Welling 2019, "Stochastic beams and where to find them: the Gumbel-top-k trick".
 """
@@ -29,15 +29,15 @@ _DRAW = 1
 class GumbelTopK(Settings, frozen=True, tag="gumbel_top_k"):
     r"""Order by :math:`s_i + T g_i` with :math:`g_i = -\ln(-\ln u_i)`: a draw from Plackett-Luce.
 
-    Each place goes to one of the items that are left with probability proportional to :math:`e^{s/T}`, which
-    is the item's propensity. A request that sends no ``seed`` gets the order of the scores.
+    Each place goes to one of the remaining items with probability proportional to :math:`e^{s/T}`; that
+    probability is the item's propensity. A request without a ``seed`` gets the order of the scores.
 
     Parameters
     ----------
     temperature
-        T, above 0: the lower, the closer to the order of the scores.
+        T, above 0; the lower it is, the closer the draw is to the order of the scores.
     seed
-        What requests call the seed: a whole number, which should differ from request to request.
+        The seed that requests send: a whole number, which should differ from request to request.
     """
 
     temperature: Amount = 0.1
@@ -47,12 +47,12 @@ class GumbelTopK(Settings, frozen=True, tag="gumbel_top_k"):
     reasons: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> list[Problem]:
-        """Return a temperature that is not above 0."""
+        """Return a temperature that is not above 0, and an invalid seed."""
         amounts = {"temperature": POSITIVE, "seed": SEEDS}
         return list(amount_problems(self, amounts, optional=("seed",)))
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def open(self, columns: Mapping[str, Column]) -> PlackettLuce:
@@ -62,7 +62,7 @@ class GumbelTopK(Settings, frozen=True, tag="gumbel_top_k"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores of the places."""
+        """Return the scores, reassigned to the candidates in the new order."""
         seed, temperature = self.seed.of_user(user), user_amount(self.temperature, user)
         if seed is None:
             return list(scores)
@@ -75,16 +75,16 @@ class GumbelTopK(Settings, frozen=True, tag="gumbel_top_k"):
 
 
 class PlackettLuce:
-    """The temperature, and where the seed is."""
+    """The opened step."""
 
     def __init__(self, kind: GumbelTopK) -> None:
         self._kind = kind
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
-        """Add the noise, and sort."""
+        """Add the noise, and reassign the scores in the drawn order."""
         seeds, rows = self._kind.seed.in_batch(arrays), arrays["kept_row"]
         without = np.isnan(seeds)
-        # Of so few, a list says it sooner than an array.
+        # For one flag per user, a list is faster than an array reduction.
         if [False] not in (said := without.tolist()):
             return scores, None
         noise = uniform(seeds, rows, _DRAW)
@@ -95,7 +95,7 @@ class PlackettLuce:
         return (np.where(without, scores, new) if [True] in said else new), None
 
     def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
-        """Return ``[B, K]`` each item's chance of its place, given those before it; 1 without a seed."""
+        """Return ``[B, K]``, each item's probability of its place given those before it; 1 without a seed."""
         seeds = self._kind.seed.in_batch(arrays)
         order = order_by_score(after, arrays["kept_row"])
         logits = pick(before, order) / batch_amount(self._kind.temperature, arrays)
@@ -109,7 +109,7 @@ class PlackettLuce:
 def _drawn(
     scores: Scores, noise: npt.NDArray[np.float64], temperature: npt.NDArray[np.float64], rows: Rows
 ) -> Scores:
-    """Return the places' scores in the order of the scores less the noise times the temperature."""
+    """Return the scores, reassigned in the order of score minus noise times temperature."""
     new = put_by_draw(scores, noise, temperature, rows)
     if new is not None:
         return new

@@ -1,4 +1,4 @@
-"""What reorder steps know of items: raw columns, and what a source of the release knows.
+"""Item data that reorder steps read: raw columns, and vectors or scores from sources of the release.
 
 Both are columns ``[I + 1]``, whose last row is null.
 """
@@ -17,9 +17,9 @@ from ..spec import Array
 
 @runtime_checkable
 class ReadsSources(Protocol):
-    """A kind of step that reads what sources know of items, under the names of :func:`of_source`."""
+    """A kind of step that reads item data of sources, as columns named by :func:`of_source`."""
 
-    #: What it wants of each: ``vectors`` or ``scores``.
+    #: What it reads from each source: ``vectors`` or ``scores``.
     wants: ClassVar[str]
 
     def sources(self) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ class ReadsSources(Protocol):
 
 @runtime_checkable
 class FitsItems(Protocol):
-    """A kind of step that says what does not fit the raw item columns."""
+    """A kind of step that checks whether it fits the raw item columns."""
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the settings by themselves."""
@@ -40,17 +40,17 @@ class FitsItems(Protocol):
         ...
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return what does not fit its columns, which are all there."""
+        """Return how the step does not fit its columns, all of which are given."""
         ...
 
 
 def of_source(name: str) -> str:
-    """Return the column name of what a source knows of items: no raw column has a NUL in its name."""
+    """Return the column name of a source's item data; its NUL keeps it apart from raw columns."""
     return f"source\0{name}"
 
 
 def sources_read(steps: Iterable[Any]) -> tuple[str, ...]:
-    """Return the sources that steps read, each once."""
+    """Return the names of the sources that steps read, each once."""
     names = (name for step in steps if isinstance(step, ReadsSources) for name in step.sources())
     return tuple(dict.fromkeys(names))
 
@@ -58,21 +58,21 @@ def sources_read(steps: Iterable[Any]) -> tuple[str, ...]:
 def source_columns(
     steps: Iterable[Any], arrays_of: Callable[[str], Mapping[str, Array]], items: int
 ) -> dict[str, Column]:
-    """Return what the steps' sources know of items.
+    """Return the item data of the steps' sources.
 
     Parameters
     ----------
     steps
         The settings of the steps.
     arrays_of
-        Source → the arrays of its artefact.
+        Source name → the arrays of its artefact.
     items
         I.
 
     Returns
     -------
-    Columns ``[I + 1]``: a list column of a source's vectors ``[D]``, a float column of the scores of a source
-    that is one list; null for items that the source leaves out.
+    Column name → column ``[I + 1]``: a list column of vectors ``[D]`` for a source with vectors, a float32
+    column of scores for a source that is one list; null for items that the source lacks.
     """
     return {of_source(name): _column(arrays_of(name), items) for name in sources_read(steps)}
 
@@ -84,7 +84,7 @@ def _column(arrays: Mapping[str, Array], items: int) -> Column:
         there[arrays.get("rows", np.arange(len(vectors)))] = True
         offsets = np.zeros(items + 2, np.int64)
         np.cumsum(there * vectors.shape[1], out=offsets[1:])
-        # Mapped vectors stay where they are.
+        # A view, so that memory-mapped vectors are not copied.
         return Column(vectors.reshape(-1), None, offsets, there)
     scores = np.full(items + 1, np.nan, np.float32)
     scores[arrays["rows"]] = arrays["scores"]
@@ -92,14 +92,14 @@ def _column(arrays: Mapping[str, Array], items: int) -> Column:
 
 
 def source_problems(steps: Iterable[Any], sources: Mapping[str, Any]) -> Iterable[Problem]:
-    """Yield steps that read a source which is not there, or which knows nothing of what they want.
+    """Yield a problem for each step that reads a missing source, or one without the data it wants.
 
     Parameters
     ----------
     steps
         The settings of the steps.
     sources
-        Source → its settings.
+        Source name → its settings.
     """
     for place, step in enumerate(steps):
         for name in step.sources() if isinstance(step, ReadsSources) else ():

@@ -1,4 +1,4 @@
-"""``mmr``: each position goes to an item that is relevant and unlike those before it.
+"""``mmr``: each place goes to an item that is relevant and dissimilar to those before it.
 
 Carbonell and Goldstein 1998, "The use of MMR, diversity-based reranking for reordering documents and
 producing summaries".
@@ -25,15 +25,15 @@ from .vectors import Candidates, ItemVectors, OfVectors, place_by_vectors, plain
 class MMR(OfVectors, frozen=True, tag="mmr"):
     r"""Give each place to the item i of the largest :math:`(1-s)\,r_i - s \max_{j} \cos(v_i, v_j)`.
 
-    j are the items placed before it (the maximum over none is 0) and r is the score, scaled to 0 … 1 between
-    the user's lowest and highest.
+    j runs over the items placed before it (the maximum over none is 0), and r is the score, scaled to 0 … 1
+    between the user's lowest and highest.
 
     Parameters
     ----------
     source, column
-        Where the vectors are from, one of both: see :class:`~.vectors.OfVectors`.
+        Origin of the vectors, exactly one of the two; see :class:`~.vectors.OfVectors`.
     strength
-        s, 0 to 1: 0 is the order of the scores, 1 heeds likeness alone.
+        s, 0 to 1: 0 keeps the order of the scores, 1 considers similarity only.
     """
 
     source: str = ""
@@ -44,7 +44,7 @@ class MMR(OfVectors, frozen=True, tag="mmr"):
     reasons: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> list[Problem]:
-        """Return a strength that makes no sense, and vectors from nowhere."""
+        """Return an invalid strength, or that not exactly one of source and column is set."""
         return [*self.where_problems(), *amount_problems(self, {"strength": SHARE})]
 
     def open(self, columns: Mapping[str, Column]) -> MarginalRelevance:
@@ -54,7 +54,7 @@ class MMR(OfVectors, frozen=True, tag="mmr"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores of the places."""
+        """Return the scores, reassigned to the candidates in the new order."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
         vectors = self.plain_vectors(candidates)
         likeness: list[list[float]] = [[] for _ in vectors]
@@ -70,18 +70,18 @@ class MMR(OfVectors, frozen=True, tag="mmr"):
 
 
 class MarginalRelevance:
-    """The items' vectors, and how much they count."""
+    """The opened step: the items' vectors, and the strength."""
 
     def __init__(self, vectors: ItemVectors, strength: Amount) -> None:
         self._vectors, self._strength = vectors, strength
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
-        """Place item after item; what each would gain can only fall."""
+        """Place the items one by one; an item's gain can only fall after the first place."""
         return place_by_vectors(native.MMR, self._vectors, self._strength, scores, arrays, _picks), None
 
 
 def _picks(vectors: Candidates, relevant: Scores, strength: Scores, places: int) -> Rows:
-    """Do the same in NumPy."""
+    """Compute the picks in NumPy."""
     gains, first = relevant.copy(), True
 
     def choose(chosen: Rows) -> None:
@@ -89,7 +89,7 @@ def _picks(vectors: Candidates, relevant: Scores, strength: Scores, places: int)
         likeness = vectors.dots(vectors.chosen(chosen))
         np.subtract(relevant, likeness, likeness)
         if first:
-            # The largest cosine may be negative from here on; with nothing it is 0.
+            # From here on the largest cosine may be negative; before, with nothing placed, it was 0.
             first = False
             gains[...] = likeness
             gains.reshape(-1)[chosen] = -np.inf

@@ -1,7 +1,7 @@
 """Numbers of a reorder step that a request may set, within limits that the recipe sets.
 
-Each travels as an optional float64 tensor ``[B, 1]`` of its name, NaN where a request says nothing. Clients
-see it as one more request column, so ``features={"diversity": 0.5}`` and ``--feature diversity=0.5`` set it.
+Each is an optional float64 tensor ``[B, 1]`` of its name, NaN where a request leaves it out. Clients see it
+as one more request column, so ``features={"diversity": 0.5}`` and ``--feature diversity=0.5`` set it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class PerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Parameters
     ----------
     name
-        What requests call it. Two steps that name the same one share it.
+        Its name in requests. Steps that use the same name share the number.
     default
-        What holds if a request says nothing; None where that means something of its own (no seed: nothing is
+        Value if a request leaves it out; None if that has a meaning of its own (without a seed, nothing is
         explored).
     low, high
-        Limits of what a request may say, and of the default.
+        Limits of the request's value and of the default.
     whole
-        Whether only whole numbers make sense.
+        Whether only whole numbers are allowed.
     """
 
     name: str
@@ -51,25 +51,25 @@ class PerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return TensorSpec(self.name, "float64", (1,), True, nan, doc)
 
     def in_batch(self, arrays: Arrays) -> Floats:
-        """Return what holds for each user ``[B, 1]`` or, where no request was made, for all ``[1, 1]``."""
+        """Return the number of each user, ``[B, 1]``; without its tensor, the default as ``[1, 1]``."""
         sent = arrays.get(self.name)
         if sent is None:
             return np.array([[nan if self.default is None else self.default]])
-        # Without a default what was not sent stays NaN.
+        # Without a default, a number that was not sent stays NaN.
         return sent if self.default is None else np.where(np.isnan(sent), self.default, sent)
 
     def of_user(self, user: Mapping[str, Any]) -> float | None:
-        """Return what holds for one user, plainly."""
+        """Return one user's number for a plain reference; None if there is neither number nor default."""
         sent = user.get(self.name)
         return self.default if sent is None or isnan(sent) else float(sent)
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a request that sets it beyond its limits.
+        """Check a request's value.
 
         Raises
         ------
         InvalidRequest
-            With the name, the limits and what came.
+            It is outside the limits, or not whole where it must be.
         """
         sent = arrays.get(self.name)
         if sent is None:
@@ -96,7 +96,7 @@ def batch_amount(amount: Amount, arrays: Arrays) -> Floats:
 
 
 def user_amount(amount: Amount, user: Mapping[str, Any]) -> float:
-    """Return a step's number for one user, plainly."""
+    """Return a step's number for one user, for a plain reference; NaN if there is none."""
     said = amount.of_user(user) if isinstance(amount, PerRequest) else amount
     return nan if said is None else float(said)
 
@@ -104,16 +104,16 @@ def user_amount(amount: Amount, user: Mapping[str, Any]) -> float:
 def amount_problems(
     kind: Any, ranges: Mapping[str, Range], *, optional: Container[str] = ()
 ) -> Iterator[Problem]:
-    """Yield what is wrong with a step's numbers, fixed ones and those that requests set.
+    """Yield the problems of a step's numbers, both fixed ones and those that requests set.
 
     Parameters
     ----------
     kind
-        The step's settings, whose types are right.
+        The step's settings, with values of the right types.
     ranges
-        Field → what makes sense.
+        Field → valid range.
     optional
-        Fields that mean something without a number too.
+        Fields that may be without a number.
     """
     for field, wanted in ranges.items():
         amount = getattr(kind, field)
@@ -158,7 +158,7 @@ def per_request(steps: Iterable[Any]) -> tuple[PerRequest, ...]:
 
 
 def shared_problems(placed: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield names that stand for different numbers; ``placed`` is place → settings that have such."""
+    """Yield a problem for each name used for different numbers; ``placed`` is place → settings."""
     known: dict[str, PerRequest] = {}
     for place, step in placed.items():
         for field in step.__struct_fields__:
@@ -169,7 +169,7 @@ def shared_problems(placed: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def name_problems(placed: Mapping[str, Any], taken: Iterable[str], whose: str) -> Iterator[Problem]:
-    """Yield names that something else in the request has already."""
+    """Yield a problem for each number whose name is already taken by another part of the request."""
     names = set(taken)
     for place, step in placed.items():
         for field in step.__struct_fields__:

@@ -1,4 +1,4 @@
-"""``pin_items``: puts named items at a position of the answer, if they are candidates."""
+"""``pin_items``: places named items at a position of the answer, if they are candidates."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .plain import line_of, scores_in_order
 
 
 class PinItems(Settings, frozen=True, tag="pin_items"):
-    """Put the items of these values at ``place``, one after another in the order of the values.
+    """Place the items with these values from ``place`` on, in the order of the values.
 
-    An item that was not retrieved, was filtered, or has no score is not pinned: a source brings candidates,
-    and rules keep their word. Of several items of one value the better one comes first.
+    An item that was not retrieved, was filtered out, or has no score is not pinned: pinning neither adds
+    candidates nor overrides rules. Among items with one value, the better one comes first.
 
     Parameters
     ----------
     column
         A raw item column, usually that of the item ids.
     values
-        What is pinned, in order.
+        Values to pin, in order.
     place
-        Where the first goes; 1 is the top.
+        Place of the first item; 1 is the top.
     """
 
     column: str
@@ -43,7 +43,7 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
     reasons: ClassVar[tuple[str, ...]] = ("pinned",)
 
     def problems(self) -> list[Problem]:
-        """Return no or repeated values, and a place that is none."""
+        """Return missing or repeated values, and an invalid place."""
         wrong = list(out_of_range(self, {"place": COUNT}))
         if not self.values or len(set(self.values)) < len(self.values):
             problem = f"expected values, each once, got {self.values!r}"
@@ -55,11 +55,11 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
         return (self.column,)
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return a column of lists, values of another type than its, and values that no item has."""
+        """Return a column of lists, values whose type differs from the column's, and values no item has."""
         if columns[self.column].is_list:
             problem = f"{self.column!r} holds lists"
             return [Problem("column", problem, "name a column with one value an item")]
@@ -75,7 +75,7 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores of the places."""
+        """Return the scores, reassigned to the candidates in the new order."""
         line = line_of(scores, candidates)
         values = [candidate[self.column] for candidate in candidates]
         real = [at for at in line if scores[at] != float("-inf")]
@@ -86,22 +86,26 @@ class PinItems(Settings, frozen=True, tag="pin_items"):
 
 
 class Pinned:
-    """Each item's number among the pinned ``[I + 1]``, 1 to ``count``, one more for all others; the place."""
+    """The opened step.
+
+    ``number [I + 1]`` int32 is each item's position among the values, from 1 to ``count``; ``count`` + 1 for
+    items that are not pinned. ``before`` is the number of places above the pinned ones.
+    """
 
     def __init__(self, number: npt.NDArray[np.int32], count: int, before: int) -> None:
         self._number, self._count, self._before = number, count, before
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
-        """Put what is pinned behind those before the place."""
+        """Place the pinned items after the first ``before`` others."""
         found = put_pinned(scores, arrays["kept_row"], self._number, self._count, self._before)
         return self._sorted(Line.of(scores, arrays)) if found is None else found
 
     def _sorted(self, line: Line) -> tuple[Scores, npt.NDArray[np.int32]]:
-        """Do the same in NumPy: those before the place (0), the pinned, all others, those without a score."""
+        """Sort in NumPy: items above the place (part 0), pinned ones, all others, those without a score."""
         part = self._number.take(line.rows)
         pinned = (part <= self._count) & line.real
         part[(np.cumsum(~pinned, axis=1) <= self._before) & ~pinned] = 0
         part[~line.real] = self._count + 2
-        # What is equal stays in its order.
+        # The stable sort keeps the order within each part.
         order: Rows = pick(line.order, part.argsort(axis=1, kind="stable"))
         return in_order(line.scores, order), unsorted(pinned.astype(np.int32), line.order)

@@ -1,4 +1,4 @@
-"""Placing items one after another: the users' candidates by score, picks, and scores in their order."""
+"""Placing of items one by one: candidates sorted by score, greedy picks, and scores for the new order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOTHING = np.float32(-np.inf)
 
 
 def places_to_fill(arrays: Arrays, width: int) -> int:
-    """Return how many places a step must fill: all K, unless ``k [B, 1]`` says that fewer will be seen."""
+    """Return how many places a step must fill: all K, or fewer if ``k [B, 1]`` shows fewer."""
     k = arrays.get("k")
     return width if k is None else min(int(k.max()), width)
 
@@ -32,11 +32,11 @@ class Line:
     Attributes
     ----------
     order
-        ``[B, K]`` where each stands among the kept.
+        ``[B, K]``, the index of each among the kept candidates.
     scores, rows
         ``[B, K]`` in that order.
     real
-        ``[B, K]``: which have a score at all. They come first.
+        ``[B, K]``: which have a score. They come first.
     """
 
     order: Rows
@@ -45,7 +45,7 @@ class Line:
 
     @classmethod
     def of(cls, scores: Scores, arrays: Arrays) -> Line:
-        """Sort the candidates of every user; of the scores, -0.0 becomes 0.0."""
+        """Sort each user's candidates; a score of -0.0 becomes 0.0."""
         kept = arrays["kept_row"]
         found = line_up(scores, kept)
         if found is not None:
@@ -55,16 +55,16 @@ class Line:
 
     @property
     def real(self) -> Flags:
-        """``[B, K]``: which have a score at all. They come first."""
+        """``[B, K]``: which have a score. They come first."""
         flags: Flags = self.scores > _NOTHING
         return flags
 
     def relevance(self) -> Floats:
         """Return scores ``[B, K]`` scaled to 0 … 1 between each user's lowest and highest finite ones.
 
-        Those of users with one score alone are 1, that of +inf is 1, and that of no score is -inf.
+        If all finite scores of a user are equal, they become 1. +inf becomes 1, and -inf stays.
         """
-        # In float64, in which no difference of float32 overflows.
+        # In float64, so that differences of float32 scores can't overflow.
         scores = self.scores.astype(np.float64)
         first, last = scores[:, :1], scores[:, -1:]
         if first.max() < np.inf and last.min() > -np.inf:
@@ -90,10 +90,10 @@ class Line:
         return relevance
 
     def placed(self, picks: Rows) -> Scores:
-        """Return new scores ``[B, K]`` of the kept: the picked first, in their order, then all others.
+        """Return new scores ``[B, K]`` of the kept: picked items first, in their order, then all others.
 
-        The scores stay with the places: whatever comes to stand at place j gets the j-th best score, made
-        strictly falling, so that sorting gives this order back.
+        Scores belong to places: the item at place j gets the j-th best score. Scores are made strictly
+        falling, so that sorting by them reproduces this order.
 
         Parameters
         ----------
@@ -105,12 +105,12 @@ class Line:
             return found
         users, width = self.scores.shape
         falling, at = strictly_falling(self.scores), np.arange(users)[:, None]
-        if picks.max() < width:  # as many others for every user
+        if picks.max() < width:  # every user has the same number of others
             left = np.ones((users, width), np.bool_)
             left[at, picks] = False
             others = left.reshape(-1).nonzero()[0].reshape(users, -1) - at * width
             return unsorted(falling, pick(self.order, np.concatenate([picks, others], axis=1)))
-        # One place more, for picks of nothing.
+        # One extra place, for missing picks.
         place = np.full((users, width + 1), -1)
         place[at, picks] = np.arange(picks.shape[1])
         place = place[:, :width]
@@ -121,17 +121,18 @@ class Line:
 
 
 def fill(gains: Floats, places: int, choose: Callable[[Rows], None]) -> Rows:
-    """Give each place to the candidate of the largest gain, of equal ones the first.
+    """Give each place to the candidate with the largest gain; ties go to the first in line.
 
     Parameters
     ----------
     gains
-        ``[B, K]`` of the first place, in order of the line; -inf where a candidate can't have it. Changed.
+        ``[B, K]`` gains for the first place, in the order of the line; -inf if a candidate can't be placed.
+        Modified in place.
     places
         S, how many places to fill.
     choose
-        Called with ``[B]`` flat indexes of the chosen into ``[B, K]``; makes ``gains`` those of the next
-        place. The gains of the chosen are -inf by then, and must stay so.
+        Called after each place but the last, with ``[B]`` flat indexes into ``[B, K]`` of the chosen; updates
+        ``gains`` for the next place. The gains of the chosen are -inf by then, and must stay so.
 
     Returns
     -------
@@ -155,7 +156,7 @@ def fill(gains: Floats, places: int, choose: Callable[[Rows], None]) -> Rows:
 
 
 def _fill_one(gains: Floats, best: Rows, worth: Floats, choose: Callable[[Rows], None]) -> None:
-    """Do the same for one user: plain numbers cost a third of arrays with one."""
+    """Fill the places of a single user: plain numbers cost a third of arrays with one element."""
     for place in range(len(best)):
         at = int(gains.argmax())
         best[place, 0], worth[place, 0] = at, gains[at]
@@ -165,7 +166,7 @@ def _fill_one(gains: Floats, best: Rows, worth: Floats, choose: Callable[[Rows],
 
 
 def scaled(relevance: Floats, by: Floats) -> Floats:
-    """Return the relevance ``[B, K]`` times ``by [B, 1]``; -inf stays, also times 0."""
+    """Return the relevance ``[B, K]`` times ``by [B, 1]``; -inf stays -inf, even times 0."""
     if relevance[:, -1].min() > _NOTHING:
         whole: Floats = relevance * by
         return whole
@@ -175,13 +176,13 @@ def scaled(relevance: Floats, by: Floats) -> Floats:
 
 
 def in_order(scores: Scores, order: Rows) -> Scores:
-    """Return scores ``[B, K]`` of the kept in an order ``[B, K]``: sorted ones stay with the places."""
+    """Return scores ``[B, K]`` of the kept, given sorted scores and the new ``order [B, K]`` of the kept."""
     found = put_in_place(scores, order, None)
     return unsorted(strictly_falling(scores), order) if found is None else found
 
 
 def unsorted(values: npt.NDArray[Any], order: Rows) -> npt.NDArray[Any]:
-    """Return values ``[B, K]``, given in an order ``[B, K]``, where each stands among the kept."""
+    """Return values ``[B, K]``, given in ``order [B, K]``, at their positions among the kept."""
     out = np.empty_like(values)
     if len(values) == 1:
         out[0, order[0]] = values[0]

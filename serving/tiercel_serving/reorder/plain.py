@@ -1,6 +1,6 @@
-"""What the plain references of steps share: choosing one item after another, and scores in that order.
+"""Helpers of the steps' plain references: greedy choice of items, and scores for the resulting order.
 
-Nothing here imports what serves.
+This module imports nothing of the served forms.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-#: Gains closer than this may come in either order from other arithmetic.
+#: Gains closer than this count as tied: different arithmetic may order them either way.
 NEAR = 1e-4
 
 _NOTHING = float("-inf")
@@ -22,7 +22,7 @@ def line_of(scores: Sequence[float], candidates: Sequence[Mapping[str, Any]]) ->
 
 
 def relevance(scores: Sequence[float]) -> list[float]:
-    """Return scores scaled to 0 … 1 between the lowest and highest finite one; no score stays -inf."""
+    """Return scores scaled to 0 … 1 between the lowest and highest finite one; -inf stays."""
     finite = [score for score in scores if abs(score) != float("inf")]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     scaled = []
@@ -43,22 +43,23 @@ def choose_all(
     candidates: Sequence[Mapping[str, Any]],
     user: Mapping[str, Any],
 ) -> list[int]:
-    """Choose one candidate after another: that of the largest gain, of equal ones the first in line.
+    """Choose candidates one by one, by the largest gain; ties go to the first in line.
 
     Parameters
     ----------
     line
         All candidates, in order.
     gain_after
-        Of the chosen so far, what gives another candidate's gain: -inf if it can't be chosen now. Called once
-        a place, of one more chosen each time, so that it may keep what it found of those before.
+        Maps the candidates chosen so far to a function that returns another candidate's gain, -inf if it
+        can't be chosen now. It is called once per place, each time with one more chosen candidate, so it may
+        keep state.
     scores, candidates, user
-        As references get them. If ``user`` tells what was ``served`` (rows, best first), candidates whose
-        gains nearly tie are chosen as there.
+        The arguments of the reference. If ``user`` has ``served`` (rows as served, best first), candidates
+        whose gains nearly tie are chosen in that order.
 
     Returns
     -------
-    The chosen in their order; then, in line, all others.
+    The chosen candidates in order; then all others, in line order.
     """
     served = {row: place for place, row in enumerate(user.get("served", ()))}
     chosen: list[int] = []
@@ -78,7 +79,7 @@ def choose_all(
 
 
 def scores_in_order(order: Sequence[int], scores: Sequence[float]) -> list[float]:
-    """Return each candidate's new score: place j has the j-th best score, made strictly falling."""
+    """Return each candidate's new score: place j gets the j-th best score, made strictly falling."""
     new = [_NOTHING] * len(scores)
     before = np.float32(np.inf)
     for place, (at, score) in enumerate(zip(order, sorted(scores, reverse=True), strict=True)):

@@ -1,4 +1,4 @@
-"""``popularity_correction``: raises rare items, to correct the model's popularity bias."""
+"""``popularity_correction``: raises unpopular items, to correct the model's popularity bias."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from .per_request import Amount, amount_problems, batch_amount, user_amount
 class PopularityCorrection(Settings, frozen=True, tag="popularity_correction"):
     r"""Score by :math:`s - \tau \ln(\pi_i / \max \pi)`: logit adjustment by an item's popularity.
 
-    Menon et al. 2021, "Long-tail learning via logit adjustment", after training. The most popular item keeps
-    its score; one of unknown or no popularity counts as the least popular one that has any.
+    This is the post-hoc form of Menon et al. 2021, "Long-tail learning via logit adjustment". The most
+    popular item keeps its score. An item of unknown or zero popularity counts as the least popular item with
+    any.
 
     Parameters
     ----------
     source
         A source that is one list of popular items, such as ``popular``.
     column
-        Or a raw item column with one number an item: how often it was had.
+        Or a raw item column with one number per item: its number of interactions.
     strength
-        τ: 0 changes nothing, 1 takes the whole prior of a softmax model's scores away.
+        τ: 0 changes nothing, 1 removes the whole prior from a softmax model's scores.
     """
 
     source: str = ""
@@ -44,7 +45,7 @@ class PopularityCorrection(Settings, frozen=True, tag="popularity_correction"):
     wants: ClassVar[str] = "scores"
 
     def problems(self) -> list[Problem]:
-        """Return a strength that makes no sense, and numbers from nowhere."""
+        """Return an invalid strength, or that not exactly one of source and column is set."""
         wrong = list(amount_problems(self, {"strength": AT_LEAST_0}))
         if bool(self.source) == bool(self.column):
             problem = "expected a source or a column, one of both"
@@ -52,19 +53,19 @@ class PopularityCorrection(Settings, frozen=True, tag="popularity_correction"):
         return wrong
 
     def columns(self) -> tuple[str, ...]:
-        """Return the column, unless a source tells."""
+        """Return the column, if it is set."""
         return (self.column,) if self.column else ()
 
     def sources(self) -> tuple[str, ...]:
-        """Return the source, if one tells."""
+        """Return the source, if it is set."""
         return (self.source,) if self.source else ()
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return a column that holds no numbers."""
+        """Return a column that does not hold one number per item."""
         return [problem for name in self.columns() for problem in holds_no_numbers(columns[name], name)]
 
     def open(self, columns: Mapping[str, Column]) -> Correction:
@@ -91,12 +92,12 @@ class PopularityCorrection(Settings, frozen=True, tag="popularity_correction"):
 
 
 class Correction:
-    """What each item ``[I + 1]`` gains at a strength of 1, float64."""
+    """Each item's gain ``[I + 1]`` at a strength of 1, float64."""
 
     def __init__(self, gains: npt.NDArray[np.float64], strength: Amount) -> None:
         self.gains, self.strength = gains, strength
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
-        """Add what each gains."""
+        """Add each item's gain."""
         gains = batch_amount(self.strength, arrays) * self.gains.take(arrays["kept_row"])
         return (scores + gains).astype(np.float32), None

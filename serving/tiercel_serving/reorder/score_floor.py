@@ -19,12 +19,12 @@ _ANY = Range(float("-inf"), open_low=True, high=float("inf"), open_high=True)
 
 
 class ScoreFloor(Settings, frozen=True, tag="score_floor"):
-    """Drop every item whose score, as the steps before it made it, is below ``least``.
+    """Drop every item whose score after the previous steps is below ``least``.
 
     Parameters
     ----------
     least
-        The lowest score that may come.
+        The lowest score that is kept.
     """
 
     least: Amount
@@ -33,11 +33,11 @@ class ScoreFloor(Settings, frozen=True, tag="score_floor"):
     reasons: ClassVar[tuple[str, ...]] = ("its score is below the floor",)
 
     def problems(self) -> list[Problem]:
-        """Return a floor that is no number."""
+        """Return a floor that is not a finite number."""
         return list(amount_problems(self, {"least": _ANY}))
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def open(self, columns: Mapping[str, Column]) -> Floor:
@@ -47,19 +47,19 @@ class ScoreFloor(Settings, frozen=True, tag="score_floor"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores, -inf for those below."""
+        """Return the scores; -inf for those below the floor."""
         least = user_amount(self.least, user)
         return [score if score >= least else float("-inf") for score in scores]
 
 
 class Floor:
-    """The floor."""
+    """The opened step."""
 
     def __init__(self, least: Amount) -> None:
         self.least = least
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, npt.NDArray[np.int32]]:
-        """Drop what lies below."""
+        """Drop items below the floor."""
         below = scores < batch_amount(self.least, arrays)
         why = (below & (scores > -np.inf)).astype(np.int32)
         return np.where(below, np.float32(-np.inf), scores), why

@@ -1,4 +1,4 @@
-"""``spread``: within a sliding window of positions, items span as large a volume as possible.
+"""``spread``: within a sliding window of places, items span as large a volume as possible.
 
 Huang et al. 2021, "Sliding spectrum decomposition for diversified recommendation" (SSD).
 """
@@ -28,17 +28,18 @@ _WINDOW = Range(2, whole=True)
 class Spread(OfVectors, frozen=True, tag="spread"):
     r"""Give each place to the item i of the largest :math:`(1-s)\,r_i + s\,d_i`.
 
-    :math:`d_i` is the length of what is left of :math:`v_i` without the directions of the last ``window`` - 1
-    items placed, r the score scaled to 0 … 1. What was placed longer ago may come again: people see a window.
+    :math:`d_i` is the length of :math:`v_i` after projecting out the directions of the last ``window`` - 1
+    items placed, and r is the score scaled to 0 … 1. Similarity to items placed earlier does not matter,
+    since people see only a window.
 
     Parameters
     ----------
     source, column
-        Where the vectors are from, one of both: see :class:`~.vectors.OfVectors`.
+        Origin of the vectors, exactly one of the two; see :class:`~.vectors.OfVectors`.
     window
-        How many places are seen together, at least 2.
+        Number of places that people see together, at least 2.
     strength
-        s, 0 to 1: 0 is the order of the scores, 1 heeds unlikeness alone.
+        s, 0 to 1: 0 keeps the order of the scores, 1 considers dissimilarity only.
     """
 
     source: str = ""
@@ -50,7 +51,7 @@ class Spread(OfVectors, frozen=True, tag="spread"):
     reasons: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> list[Problem]:
-        """Return numbers that make no sense, and vectors from nowhere."""
+        """Return an invalid window or strength, or that not exactly one of source and column is set."""
         numbers = [*out_of_range(self, {"window": _WINDOW}), *amount_problems(self, {"strength": SHARE})]
         return [*self.where_problems(), *numbers]
 
@@ -61,7 +62,7 @@ class Spread(OfVectors, frozen=True, tag="spread"):
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return the scores of the places."""
+        """Return the scores, reassigned to the candidates in the new order."""
         strength, relevant = user_amount(self.strength, user), relevance(scores)
         rest_after = plain_rests(self.plain_vectors(candidates), self.window - 1)
 
@@ -75,13 +76,13 @@ class Spread(OfVectors, frozen=True, tag="spread"):
 
 
 class SlidingSpread:
-    """The items' vectors, the window, and how much unlikeness counts."""
+    """The opened step: the items' vectors, the window, and the strength."""
 
     def __init__(self, vectors: ItemVectors, window: int, strength: Amount) -> None:
         self._vectors, self._seen, self._strength = vectors, window - 1, strength
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
-        """Place item after item; a direction that leaves the window is given back."""
+        """Place the items one by one; a direction that leaves the window no longer counts."""
         window = min(self._seen, places_to_fill(arrays, scores.shape[1]))
         picks = partial(_picks, window)
         step = native.SPREAD, self._vectors, self._strength
@@ -89,12 +90,12 @@ class SlidingSpread:
 
 
 def _picks(window: int, vectors: Candidates, relevant: Scores, strength: Scores, places: int) -> Rows:
-    """Do the same in NumPy."""
+    """Compute the picks in NumPy."""
     basis = Basis(vectors, window)
     gains, left = relevant + strength, np.ones_like(relevant)
     shares = np.zeros((basis.size, *relevant.shape), np.float32)
 
-    # Whole arrays: NumPy takes as long to spread one number as to add five hundred.
+    # Full arrays: broadcasting a single number costs NumPy as much as adding five hundred.
     nothing, weight = np.zeros_like(left), np.zeros_like(left) + strength
     flat_relevance = relevant.reshape(-1)
 

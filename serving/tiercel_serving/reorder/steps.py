@@ -1,4 +1,4 @@
-"""The reorder steps of a recommender as one: final scores of the kept, and why each was moved."""
+"""The reorder steps of a recommender, applied in order: final scores of the kept, and reasons."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NOTHING = np.float32(-np.inf)
 
 
 def reasons_of(steps: Sequence[ReorderKind]) -> list[str]:
-    """Return the texts of all steps' reasons; reason code i is text i - 1, and 0 is none."""
+    """Return the texts of all steps' reasons; reason code i is text i - 1, and 0 is no reason."""
     return [text for step in steps for text in step.reasons]
 
 
 class Final(NamedTuple):
-    """What the steps made of the kept: scores, rows, reasons and propensities ``[B, K]``."""
+    """The result of the steps for the kept: scores, rows, reasons and propensities, ``[B, K]`` each."""
 
     scores: Scores
     rows: Rows
@@ -35,10 +35,10 @@ class Final(NamedTuple):
 class Steps:
     """Turn the ranker's scores into final ones.
 
-    The first score is that of the first task, or retrieval's own where there is no ranker. A user of whom
-    nothing is known keeps the fallback's score, unless the settings say ``rank``.
+    The steps start from the first task's score, or from retrieval's score if there is no ranker. A user about
+    whom nothing is known keeps the fallback's score, unless the settings say ``rank``.
 
-    ``columns`` are the columns ``[I + 1]`` that the steps read, raw ones and those of :mod:`.inputs`, and
+    ``columns`` are the columns ``[I + 1]`` that the steps read, raw ones and those of :mod:`.inputs`.
     ``items`` is I, the pad row.
     """
 
@@ -47,28 +47,29 @@ class Steps:
         self._bypass = settings.unknown_users == FALLBACK
         self._steps = [(step, step.open(columns)) for step in settings.reorder]
         self._has_reasons = bool(reasons_of(settings.reorder))
-        #: Whether a step draws, so that items have propensities.
+        #: Whether a step explores, so that items have propensities.
         self.explore = any(isinstance(step, Explores) for _, step in self._steps)
 
     @property
     def opened(self) -> Sequence[tuple[ReorderKind, Step]]:
-        """The steps in their order, each with its open form."""
+        """The steps in order, each with its opened form."""
         return self._steps
 
     def apply(self, arrays: Arrays) -> Final:
-        """Score the kept.
+        """Compute the final scores of the kept.
 
         Parameters
         ----------
         arrays
-            ``kept_row``, ``kept_score`` ``[B, K]``, ``status [B, 1]``, ``rank_score [B, K, T]`` unless there
-            is no ranker, and what the steps read. With ``k [B, 1]`` only so many places need their order.
+            ``kept_row``, ``kept_score`` ``[B, K]``, ``status [B, 1]``, ``rank_score [B, K, T]`` if there is a
+            ranker, and the tensors that the steps read. With ``k [B, 1]``, only the first k places must be in
+            their final order.
 
         Returns
         -------
         ``[B, K]`` float32 scores, -inf in empty slots; ``[B, K]`` rows, the pad row where a step dropped the
-        item; ``[B, K]`` int32 codes of :func:`reasons_of`, or None where no step has any; ``[B, K]`` float32
-        propensities, or None where no step explores.
+        item; ``[B, K]`` int32 codes of :func:`reasons_of`, or None if no step has reasons; ``[B, K]`` float32
+        propensities, or None if no step explores.
         """
         kept, tasks = arrays["kept_row"], arrays.get("rank_score")
         scores: Scores = arrays["kept_score"] if tasks is None else tasks[:, :, 0]
@@ -81,7 +82,7 @@ class Steps:
         reasons = np.zeros(kept.shape, np.int32) if self._has_reasons else None
         propensity = np.ones(kept.shape, np.float32) if self.explore else None
         first = 1
-        # What is not seen of one step may be moved up by the next: all but the last order everything.
+        # The next step may move up items beyond the first k, so all steps but the last order everything.
         whole = {name: array for name, array in arrays.items() if name != "k"} if self._steps[1:] else arrays
         for number, (kind, step) in enumerate(self._steps):
             last = number == len(self._steps) - 1
@@ -99,7 +100,7 @@ class Steps:
         return Final(scores, rows, reasons, propensity)
 
     def _blank(self, scores: Scores, rows: Rows) -> Scores:
-        """Give empty slots -inf, and items of whose score a broken model says NaN: they go last."""
+        """Set the scores of empty slots, and NaN from a broken model, to -inf, so that they come last."""
         blanked: Scores = np.fmax(scores, _NOTHING)
         blanked[rows == self._pad] = _NOTHING
         return blanked

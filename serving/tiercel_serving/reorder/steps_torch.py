@@ -1,4 +1,4 @@
-"""The reorder steps of a recommender as one, on a device: :mod:`.steps`, in torch."""
+"""The reorder steps of a recommender, applied in order on a device: :mod:`.steps`, in torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TensorSteps:
     settings
         The settings.
     steps
-        Each step, with its form on the device. None of them explores.
+        Each step's settings, with its form on the device. None of them explores.
     items
         I, the pad row.
     place
@@ -44,12 +44,15 @@ class TensorSteps:
         self._has_reasons = bool(reasons_of(settings.reorder))
 
     def apply(self, arrays: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Score the kept: what :meth:`.steps.Steps.apply` takes, with ``status`` from the host.
+        """Compute the final scores of the kept from the arrays of :meth:`.steps.Steps.apply`.
+
+        ``status`` is a NumPy array on the host; all others are tensors.
 
         Returns
         -------
-        ``[B, K, T]`` float32 scores, to be blanked, the first of which counts; ``[B, K]`` rows; ``[B, K]``
-        int32 reasons or None. Where there is nothing to do, scores are the ranker's as they lie.
+        ``[B, K, T]`` float32 scores: the first of the last axis is the final score, and :meth:`blank` must
+        still be applied; ``[B, K]`` rows; ``[B, K]`` int32 reasons, or None. If there is nothing to do, the
+        scores are the ranker's own tensor.
         """
         kept, tasks = arrays["kept_row"], arrays.get("rank_score")
         unknown = arrays["status"] == UNKNOWN
@@ -75,6 +78,6 @@ class TensorSteps:
         return scores[:, :, None], rows, reasons
 
     def blank(self, scores: Tensor, rows: Tensor) -> Tensor:
-        """Give empty slots -inf, and items of whose score a broken model says NaN: they go last."""
+        """Set the scores of empty slots, and NaN from a broken model, to -inf, so that they come last."""
         told = scores.nan_to_num(nan=_LOWEST, posinf=float("inf"), neginf=_LOWEST)
         return told.masked_fill(rows == self._pad, _LOWEST)

@@ -28,21 +28,21 @@ class Step(Protocol):
             dropped before, and where the ranker gave NaN.
         arrays
             ``kept_row``, ``kept_score`` ``[B, K]``, ``rank_score [B, K, T]`` if there is a ranker, the
-            tensors that the kind reads, what requests set of its numbers (:mod:`.per_request`), and ``k [B,
-            1]``: this many positions of each user are shown. Without it all are.
+            tensors that the kind reads, the numbers that requests set (:mod:`.per_request`), and perhaps
+            ``k [B, 1]``, how many positions each user sees; without it, all K.
 
         Returns
         -------
-        ``[B, K]`` float32 new scores, of which -inf drops an item that had another; and ``[B, K]`` int32:
-        0, or 1 + the place in the kind's ``reasons`` of why the item was moved or dropped; None where it
-        has no reasons.
+        ``[B, K]`` float32 new scores: -inf drops an item that had another score. And ``[B, K]`` int32: 0, or
+        1 + the index in the kind's ``reasons`` of why the item was moved or dropped; None if the kind has no
+        reasons.
         """
         ...
 
 
 @runtime_checkable
 class Explores(Protocol):
-    """An opened step that draws at random, if requests send a seed, and reports the probabilities."""
+    """An opened step that randomises the order if requests send a seed, and reports probabilities."""
 
     def propensity(self, before: Scores, after: Scores, arrays: Arrays) -> Scores:
         """Return ``[B, K]`` float32, the probability with which each item got its position.
@@ -50,9 +50,9 @@ class Explores(Protocol):
         Parameters
         ----------
         before, after
-            ``[B, K]`` scores that the step got, and gave.
+            ``[B, K]`` scores before and after the step.
         arrays
-            What it got.
+            The arrays that :meth:`Step.apply` got.
         """
         ...
 
@@ -61,9 +61,9 @@ class Explores(Protocol):
 class ReorderKind(Protocol):
     """A kind of reorder step: its settings, how it is opened, and its plain reference."""
 
-    #: Whether it works on the ranker's scores, and so leaves alone users who bypass the ranker.
+    #: Whether it needs the ranker's scores. If so, users who bypass the ranker also bypass the step.
     of_ranker: ClassVar[bool]
-    #: Why it moves or drops an item, in words.
+    #: Texts of why it moves or drops an item.
     reasons: ClassVar[tuple[str, ...]]
 
     def problems(self) -> list[Problem]:
@@ -79,67 +79,67 @@ class ReorderKind(Protocol):
         ...
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return what does not fit a ranker with ``tasks`` scores for an item; 0 is no ranker."""
+        """Return what does not fit a ranker with ``tasks`` scores per item; 0 is no ranker."""
         ...
 
     def open(self, columns: Mapping[str, Column]) -> Step:
         """Return the step over columns ``[I + 1]``, whose last row is null.
 
-        They are its raw item columns, and what the sources that it reads know (:mod:`.inputs`).
+        They are its raw item columns, and the item data of sources that it reads (:mod:`.inputs`).
         """
         ...
 
     def reference(
         self, scores: Sequence[float], candidates: Sequence[Mapping[str, Any]], user: Mapping[str, Any]
     ) -> list[float]:
-        """Return one user's new scores in plain Python; -inf drops an item that had another.
+        """Return one user's new scores in plain Python; -inf drops an item that had another score.
 
         Parameters
         ----------
         scores
-            Of the candidates that no step dropped, in the order of ``candidates``.
+            Scores of the candidates that no step dropped, in the order of ``candidates``.
         candidates
-            For each: ``row``, ``kept_score``, ``rank_score`` (one number a task) and its columns.
+            For each: ``row``, ``kept_score``, ``rank_score`` (one number per task) and its columns.
         user
-            The tensors that the kind reads and the numbers that the request sets, of this user; ``item_of``
-            (catalogue row → the item's columns), ``greatest`` and ``least_positive`` (column → such a number
-            of all items); perhaps ``served``: rows as they were served, to go by where gains nearly tie.
+            This user's tensors that the kind reads and numbers that the request sets; ``item_of`` (catalogue
+            row → the item's columns); ``greatest`` and ``least_positive`` (column → that number over all
+            items); optionally ``served``, the rows as served, which decide where gains nearly tie.
         """
         ...
 
 
 @runtime_checkable
 class HasPlace(Protocol):
-    """A kind of step that puts something at one position of the answer."""
+    """A kind of step that affects one place of the answer."""
 
-    #: Which place; 1 is the top.
+    #: The place; 1 is the top.
     place: int
 
 
 @runtime_checkable
 class Solved(Protocol):
-    """A kind of step with numbers that an export solves, over the scores of some users' candidates."""
+    """A kind of step with numbers that the export solves for, over scores of some users' candidates."""
 
     def solved(self, lists: Sequence[Array], k: int) -> ReorderKind:
-        """Return the step with its numbers, of each user's scores ``[n, T]`` float32, and an answer's k."""
+        """Return the step with its numbers, given each user's scores ``[n, T]`` float32 and an answer's k."""
         ...
 
 
 @runtime_checkable
 class NamesTasks(ReorderKind, Protocol):
-    """A kind that may name the ranker's tasks; the served form numbers them."""
+    """A kind that may name the ranker's tasks; its served form refers to them by number."""
 
     def unknown(self, names: Sequence[str]) -> list[Problem]:
-        """Return what it names that is none of the ranker's scores."""
+        """Return a problem for each named task that the ranker does not have."""
         ...
 
     def placed(self, names: Sequence[str]) -> ReorderKind:
-        """Return the step that counts them, for scores in the order of the names."""
+        """Return the step with task numbers in place of names, for scores in the order of ``names``."""
         ...
 
 
 def place_tasks(steps: Sequence[ReorderKind], names: Sequence[str]) -> tuple[ReorderKind, ...]:
-    """Return the steps with the places of the tasks that they name; unknown ones stay as they are."""
+    """Return the steps with task numbers in place of names; a step with unknown names stays unchanged."""
     return tuple(
         step.placed(names) if isinstance(step, NamesTasks) and not step.unknown(names) else step
         for step in steps
@@ -147,13 +147,13 @@ def place_tasks(steps: Sequence[ReorderKind], names: Sequence[str]) -> tuple[Reo
 
 
 def unknown_tasks(steps: Sequence[ReorderKind], names: Sequence[str]) -> Iterator[Problem]:
-    """Yield the tasks that steps name and the ranker does not have, each with its step's place."""
+    """Yield a problem, with the step's place, for each named task that the ranker does not have."""
     for place, step in enumerate(steps):
         if isinstance(step, NamesTasks):
             yield from (problem.within(f"reorder[{place}]") for problem in step.unknown(names))
 
 
-#: Where the forms on a device are of steps that look at each candidate by itself.
+#: Module of the device forms of steps that treat each candidate independently.
 _ELEMENTWISE = "tiercel_serving.reorder.elementwise_torch:"
 
 #: Every kind of reorder step.

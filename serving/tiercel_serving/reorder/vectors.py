@@ -1,4 +1,4 @@
-"""Unit vectors of items: of a source, of a column of lists of numbers, or of which values an item has."""
+"""Unit vectors of items: from a source, from a column of number lists, or one-hot from a column's values."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from .inputs import of_source
 from .per_request import Amount, batch_amount
 from .placing import Line, places_to_fill, scaled
 
-#: So many different values make a vector of their own, at most.
+#: The most distinct values of a column that become dimensions of a vector.
 MOST_VALUES = 512
 
-#: What is left of a vector, squared, that makes no direction of its own: it would be rounding alone.
+#: A residual vector whose squared length is at most this adds no direction: it would be mere rounding.
 NEXT_TO_NOTHING = 1e-4
 
 Floats = npt.NDArray[np.float32]
 
 
 class OfVectors(Settings, frozen=True):
-    """Base of steps that compare items by vectors: of a source of the release, or of a raw column.
+    """Base of steps that compare items by vectors, from a source of the release or from a raw column.
 
-    An item's vector is scaled to length 1. Of a column, it is the item's list of floating-point numbers, or
-    else one dimension for each value of the column, 1 where the item has it. An item without a vector (null,
-    zeros, a number that is not finite) is like no other.
+    An item's vector is scaled to length 1. From a column, it is the item's list of floating-point numbers, or
+    else has one dimension for each value of the column, 1 where the item has that value. An item without a
+    vector (null, all zeros, or a number that is not finite) is similar to no other.
     """
 
     wants: ClassVar[str] = "vectors"
-    #: It places items one after another: a hair's breadth may change all that follows.
+    #: It places items one by one, so a rounding difference may change all later places.
     places: ClassVar[bool] = True
 
     def columns(self) -> tuple[str, ...]:
@@ -52,17 +52,17 @@ class OfVectors(Settings, frozen=True):
         return (source,) if source else ()
 
     def where_problems(self) -> list[Problem]:
-        """Return that neither or both of source and column are named."""
+        """Return a problem if neither or both of source and column are named."""
         if bool(self.columns()) != bool(self.sources()):
             return []
         return [Problem("column", "expected a source or a column, one of both", "name source= or column=")]
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return nothing: any ranker will do."""
+        """Return nothing: the step fits any ranker."""
         return []
 
     def unfit(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return a column that makes no vectors."""
+        """Return a column that can't be turned into vectors."""
         return [problem for name in self.columns() for problem in _unfit(columns[name], name)]
 
     def vectors(self, columns: Mapping[str, Column]) -> ItemVectors:
@@ -71,7 +71,7 @@ class OfVectors(Settings, frozen=True):
         return ItemVectors(columns[name[0]])
 
     def plain_vectors(self, candidates: Sequence[Mapping[str, Any]]) -> list[dict[Any, float]]:
-        """Return each candidate's unit vector, dimension → number, plainly; an item without one has none."""
+        """Return each candidate's unit vector as dimension → number; empty for an item without one."""
         name = (self.columns() or tuple(map(of_source, self.sources())))[0]
         return [_plain(candidate[name]) for candidate in candidates]
 
@@ -92,7 +92,7 @@ def _unfit(column: Column, name: str) -> list[Problem]:
 
 
 def unfit_values_of(column: Column, name: str) -> list[Problem]:
-    """Return a column of measures, or of too many different values."""
+    """Return a column of floating-point numbers, or with more than :data:`MOST_VALUES` values."""
     if column.values.dtype.kind == "f":
         return [Problem("column", f"{name!r} holds numbers", "name a column of lists, text or integers")]
     values = len(distinct(column)[0])
@@ -103,7 +103,7 @@ def unfit_values_of(column: Column, name: str) -> list[Problem]:
 
 
 def distinct(column: Column) -> tuple[Array, Array]:
-    """Return the different values of a column, and which one each element is; -1 is null."""
+    """Return the distinct values of a column, and the index of each element's value; -1 is null."""
     valid = np.ones(len(column.values), np.bool_) if column.valid is None else column.valid
     values, codes = np.unique(column.values[valid], return_inverse=True)
     found = np.full(len(column.values), -1)
@@ -117,7 +117,7 @@ class ItemVectors:
     Parameters
     ----------
     column
-        ``[I + 1]``, as :class:`OfVectors` says; the last row is null.
+        ``[I + 1]``, of a form that :class:`OfVectors` describes; the last row is null.
     """
 
     def __init__(self, column: Column) -> None:
@@ -125,7 +125,7 @@ class ItemVectors:
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.einsum("id,id->i", self._matrix, self._matrix, dtype=np.float64)
         good = np.isfinite(squares) & (squares > 0)
-        # What is no vector points at one that is, and weighs nothing.
+        # An item without a usable vector points at a usable one, with a scale of 0.
         there = (self._place >= 0) & good[self._place]
         self._place = np.where(there, self._place, int(good.argmax()))
         inverse = np.divide(1, np.sqrt(squares), where=good, out=np.zeros(len(good)))
@@ -133,38 +133,38 @@ class ItemVectors:
         if not good.any():
             self._matrix = np.zeros((1, 1), np.float32)
             self._place[:] = 0
-        # Zeros behind, so that the native form takes eight numbers at a time.
+        # Padded with zeros, so that the native form can process eight numbers at a time.
         if over := -self._matrix.shape[1] % LANES:
             self._matrix = np.pad(self._matrix, ((0, 0), (0, over)))
         self._matrix = np.ascontiguousarray(self._matrix)
 
     def where(self, rows: Rows, factor: Floats | None = None) -> Vectors:
-        """Say where unit vectors of rows ``[B, K]``, times ``factor [B, 1]``, are; zeros of items without."""
+        """Return references to unit vectors of rows ``[B, K]``, times ``factor [B, 1]``; zeros if none."""
         scale: Floats = self._scale.take(rows)
         if factor is not None:
             scale *= factor
         return Vectors(self._matrix, self._place.take(rows), scale)
 
     def of(self, where: Vectors) -> Candidates:
-        """Gather them."""
+        """Gather the referenced vectors."""
         vectors: Floats = where.matrix.take(where.row, axis=0)
         np.multiply(vectors, where.scale[:, :, None], vectors)
         return Candidates(vectors)
 
 
 class Candidates:
-    """The vectors ``[B, K, D]`` of each user's candidates, and their inner products with one of each user."""
+    """The vectors ``[B, K, D]`` of each user's candidates, and their products with one vector per user."""
 
     def __init__(self, vectors: Floats) -> None:
         self.users, _, self.dimension = vectors.shape
         self._vectors, self._flat = vectors, vectors.reshape(-1, vectors.shape[2])
         self._out = np.empty(vectors.shape[:2], np.float32)
         self._one, self._out_of_one = vectors[0], self._out[0]
-        # Reshaped: BLAS takes no axis of stride 0, which an index of None would make.
+        # Reshaped, since indexing with None would add an axis of stride 0, which BLAS does not accept.
         self._column = self._out.reshape(*self._out.shape, 1)
 
     def chosen(self, chosen: Rows) -> Floats:
-        """Return ``[B, D]`` the vectors of flat indexes ``[B]``."""
+        """Return the vectors ``[B, D]`` at flat indexes ``[B]``."""
         return self._flat.take(chosen, axis=0)
 
     def dots(self, of: Floats) -> Floats:
@@ -177,14 +177,14 @@ class Candidates:
 
 
 class Basis:
-    """The directions of the items that each user was given last: orthogonal, of length 1.
+    """An orthonormal basis of the directions of the items placed last, for each user.
 
     Parameters
     ----------
     vectors
         The candidates.
     size
-        How many are kept; the oldest makes room.
+        Number of directions to keep; a new one replaces the oldest.
     """
 
     def __init__(self, vectors: Candidates, size: int) -> None:
@@ -195,11 +195,11 @@ class Basis:
 
     @property
     def last(self) -> int:
-        """Where the latest direction is kept, which is where the oldest was."""
+        """Slot of the latest direction, which was that of the oldest."""
         return (self._count - 1) % self.size
 
     def direction(self, chosen: Rows) -> Floats:
-        """Return ``[B, D]`` what the chosen add to the basis, and keep it; zeros if next to nothing."""
+        """Add the directions ``[B, D]`` of the chosen to the basis, and return them; zeros if negligible."""
         at = self._count % self.size
         used = self._kept[:, : min(self._count, self.size)]
         if self._count >= self.size:
@@ -219,14 +219,14 @@ class Basis:
 
 
 def _take_out(vector: Floats, used: Floats) -> None:
-    """Do the same for one user, in place: plain numbers cost a third of arrays with one."""
+    """Orthogonalise one user's vector in place: plain numbers cost a third of arrays with one element."""
     vector -= np.dot(np.dot(used, vector), used)
     square = float(np.dot(vector, vector))
     vector *= 1 / sqrt(square) if square > NEXT_TO_NOTHING else 0
 
 
 def _matrix(column: Column) -> tuple[Floats, Rows]:
-    """Return vectors ``[V, D]``, and ``[I + 1]`` which is each item's; -1 is none."""
+    """Return vectors ``[V, D]``, and the index ``[I + 1]`` of each item's vector; -1 is none."""
     size = len(column)
     if _holds_vectors(column):
         assert column.offsets is not None
@@ -253,7 +253,7 @@ def hot_rows(column: Column) -> Floats:
 
 
 def codes_of(column: Column) -> tuple[Rows, int]:
-    """Return the codes ``[I + 1, L]`` of each item's different values, V where there is none; and V."""
+    """Return the codes ``[I + 1, L]`` of each item's distinct values, padded with V, and their number V."""
     values, codes = distinct(column)
     many = len(values)
     codes = np.where(codes < 0, many, codes)
@@ -270,7 +270,7 @@ def codes_of(column: Column) -> tuple[Rows, int]:
 
 
 def _plain(value: Any) -> dict[Any, float]:
-    """Return one item's unit vector."""
+    """Return one item's unit vector as dimension → number; empty if it has none."""
     numbers: dict[Any, float] = {}
     if isinstance(value, list) and any(isinstance(one, float) for one in value):
         numbers = {at: one if one is not None else float("nan") for at, one in enumerate(value)}
@@ -292,24 +292,24 @@ def place_by_vectors(
     in_numpy: Callable[[Candidates, Scores, Floats, int], Rows],
     **limits: Any,
 ) -> Scores:
-    """Return the scores of the places that a step gives by vectors, in C or else in NumPy.
+    """Return the scores after placing items by vectors, in C or else in NumPy.
 
     Parameters
     ----------
     kind
-        A kind of :func:`..native.placing.place_by_vectors`, which takes ``limits``.
+        A kind of :func:`..native.placing.place_by_vectors`, which also takes ``limits``.
     vectors, strength
-        The items' vectors, and how much they count.
+        The items' vectors, and s.
     scores, arrays
-        What the step gets.
+        The arguments of the step's ``apply``.
     in_numpy
-        Of the candidates' vectors, their relevance ``[B, K]`` times 1 - s, s ``[B or 1, 1]`` and the number
-        of places: what stands at each place ``[B, S]``.
+        Returns the picks ``[B, S]``, given the candidates' vectors, their relevance ``[B, K]`` times 1 - s,
+        s as ``[B, 1]`` or ``[1, 1]``, and the number of places S.
     """
     line, places = Line.of(scores, arrays), places_to_fill(arrays, scores.shape[1])
     share = batch_amount(strength, arrays).astype(np.float32)
     relevant = scaled(line.relevance(), 1 - share)
-    # MMR's inner products are the strength times a cosine.
+    # Scaled by the root of the strength, MMR's inner products are strength times cosine.
     where = vectors.where(line.rows, np.sqrt(share) if kind == native.MMR else None)
     picks = native.place_by_vectors(kind, where, relevant, share, places, nothing=NEXT_TO_NOTHING, **limits)
     if picks is None:
@@ -318,17 +318,18 @@ def place_by_vectors(
 
 
 def plain_dot(a: Mapping[Any, float], b: Mapping[Any, float]) -> float:
-    """Return the inner product of two such vectors."""
+    """Return the inner product of two vectors given as dimension → number."""
     return sum(number * b[at] for at, number in a.items() if at in b)
 
 
 def plain_rests(
     vectors: Sequence[dict[Any, float]], last: int | None = None
 ) -> Callable[[list[int]], Callable[[int], float]]:
-    """Return what tells, of those chosen, the square of what is left of each unit vector without them.
+    """Return a function: the chosen items → a function: an item → squared length of its residual vector.
 
-    Left out are the directions that the ``last`` of them add (None: all), each to those of the ``last``
-    before it. An item without a vector has 1 left. Whoever asks, asks of one more item each time.
+    The residual is the unit vector after projecting out the directions of the ``last`` chosen items (None:
+    all). Each direction is orthogonal to the ``last`` - 1 before it. An item without a vector has a residual
+    of 1. Each call must pass one chosen item more than the call before it.
     """
     basis: list[dict[Any, float]] = []
     shares: list[list[float]] = [[] for _ in vectors]

@@ -22,9 +22,10 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
     Parameters
     ----------
     weights
-        One number a task.
+        One number per task.
     tasks
-        Names of the tasks that the weights are of; others weigh nothing. Empty: all, in the ranker's order.
+        Names of the tasks that the weights belong to; other tasks have weight 0. Empty means all tasks, in
+        the ranker's order.
     """
 
     weights: tuple[float, ...]
@@ -34,7 +35,7 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
     reasons: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> list[Problem]:
-        """Return weights that are no numbers, and names of tasks that are not one a weight."""
+        """Return missing or non-finite weights, and task names that do not match the weights."""
         if not self.weights or not all(map(isfinite, self.weights)):
             problem = f"expected a number a task, got {self.weights!r}"
             return [Problem("weights", problem, "write (1.0, 0.5)")]
@@ -44,7 +45,7 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
         return list(named_twice(self.tasks, "tasks", "tasks"))
 
     def unknown(self, names: Sequence[str]) -> list[Problem]:
-        """Return the tasks that a ranker whose scores have these names does not give."""
+        """Return a problem for each task that a ranker with scores of these names does not have."""
         if self.problems():
             return []
         if self.tasks and not names:
@@ -64,7 +65,7 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
         return WeightedSum(tuple(weights.get(name, 0.0) for name in names))
 
     def misfits(self, tasks: int) -> list[Problem]:
-        """Return another number of weights than tasks."""
+        """Return a problem if the number of weights differs from that of tasks."""
         if self.tasks:
             return self.unknown(())
         if len(self.weights) == tasks:
@@ -90,13 +91,13 @@ class WeightedSum(Settings, frozen=True, tag="weighted_sum"):
 
 
 class WeightedTasks:
-    """The weights, as float32 ``[T]``."""
+    """The opened step: weights ``[T]``, float32."""
 
     def __init__(self, weights: npt.NDArray[np.float32]) -> None:
         self.weights = weights
 
     def apply(self, scores: Scores, arrays: Arrays) -> tuple[Scores, None]:
-        """Sum task by task, in order: one definition of the sum, whatever the batch."""
+        """Sum task by task, in order, so that the result does not depend on the batch."""
         tasks = arrays["rank_score"]
         total: Scores = tasks[:, :, 0] * self.weights[0]
         for task in range(1, len(self.weights)):

@@ -1,1 +1,1 @@
-"""Rules: which items may be recommended. One file a kind; ``table.py`` lists them."""
+"""Rules: which items may be recommended. One file per kind; ``table.py`` lists them."""

@@ -28,13 +28,13 @@ _SETS = ("in", "not in")
 class Compare(Settings, frozen=True, tag="compare"):
     """Keep an item only if ``column operator value`` holds for its raw item column.
 
-    A null in the column fails every rule. For a list column, ``in`` and ``not in`` ask whether any element
+    A null in the column fails every rule. For a list column, ``in`` and ``not in`` test whether any element
     of the row is among the values.
 
     Parameters
     ----------
     name
-        What ``--explain`` calls it.
+        Its name in ``--explain``.
     column
         A raw item column.
     operator
@@ -52,7 +52,7 @@ class Compare(Settings, frozen=True, tag="compare"):
 
     @property
     def reason(self) -> str:
-        """Why an item that fails it was dropped."""
+        """Text of why an item that fails the rule was dropped."""
         return f"not {self.column} {self.operator} {json.dumps(_listed(self.value), ensure_ascii=False)}"
 
     def problems(self) -> list[Problem]:
@@ -76,7 +76,7 @@ class Compare(Settings, frozen=True, tag="compare"):
         return (self.column,)
 
     def misfits(self, columns: Mapping[str, Column]) -> list[Problem]:
-        """Return an operator or a value that does not fit what the column holds."""
+        """Return an operator or a value that does not fit the column's type."""
         column = columns[self.column]
         text = column.values.dtype == np.object_
         holds = ("lists of " if column.is_list else "") + ("strings" if text else "numbers")
@@ -90,7 +90,7 @@ class Compare(Settings, frozen=True, tag="compare"):
         return []
 
     def passes(self, columns: Mapping[str, Column]) -> npt.NDArray[np.bool_]:
-        """Return ``[n]``: for which items it holds; not for nulls."""
+        """Return ``[n]``: for which items the comparison holds; False for nulls."""
         column = columns[self.column]
         negated = self.operator == "not in"
         values = column.values
@@ -100,7 +100,7 @@ class Compare(Settings, frozen=True, tag="compare"):
                 holds |= np.asarray(values == _stored(value), np.bool_)
         else:
             if values.dtype == np.object_ and column.valid is not None:
-                # Whatever stands at a null's place may not compare with bytes.
+                # The value at a null's place is arbitrary, and may not be comparable with bytes.
                 values = np.where(column.valid, values, b"")
             holds = np.asarray(_COMPARISONS[self.operator](values, _stored(self.value)), np.bool_)
         valid = np.ones(len(column.values), np.bool_) if column.valid is None else column.valid.copy()
@@ -125,19 +125,19 @@ class Compare(Settings, frozen=True, tag="compare"):
 
 
 def _can_be_kept(value: Any) -> bool:
-    """Whether JSON holds a value: text without half letters, a boolean, a finite number."""
+    """Whether JSON can hold a value: text without lone surrogates, a boolean, a finite number."""
     if isinstance(value, str):
         return not any("\ud800" <= letter <= "\udfff" for letter in value)
     return isinstance(value, bool | int) or (isinstance(value, float) and bool(np.isfinite(value)))
 
 
 def _listed(value: Any) -> Any:
-    """Return several values as a list; numbers of NumPy become Python's, which JSON holds."""
+    """Return several values as a list; NumPy scalars become Python numbers, which JSON can hold."""
     if isinstance(value, list | tuple | set | frozenset):
         return [_listed(one) for one in value]
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _stored(value: Any) -> Any:
-    """Return a value as columns hold it: text as ``bytes``."""
+    """Return a value as columns store it: text as ``bytes``."""
     return value.encode() if isinstance(value, str) else value

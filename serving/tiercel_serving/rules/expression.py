@@ -25,14 +25,15 @@ _parsed = lru_cache(maxsize=256)(parse)
 class Expression(Settings, frozen=True, tag="expression"):
     """Keep an item only if ``expression`` holds, such as ``item.stock > 0 and item.year >= request.since``.
 
-    The grammar is in :mod:`~tiercel_serving.rules.expressions.grammar`. A null of an item or a user holds no
-    condition and no opposite (``is None`` asks for it); what a request leaves out asks for nothing. What
-    depends on the item alone is decided once; the rest when a request comes, before the search.
+    The grammar is in :mod:`~tiercel_serving.rules.expressions.grammar`. On a null of an item or a user,
+    neither a condition nor its opposite holds (test for nulls with ``is None``). A condition on a column that
+    the request leaves out is ignored. Conditions on the item alone are evaluated once, the others for each
+    request, before the search.
 
     Parameters
     ----------
     name
-        What ``--explain`` calls it.
+        Its name in ``--explain``.
     expression
         The condition.
     """
@@ -42,11 +43,11 @@ class Expression(Settings, frozen=True, tag="expression"):
 
     @property
     def reason(self) -> str:
-        """Why an item that fails it was dropped."""
+        """Text of why an item that fails the rule was dropped."""
         return f"not ({' '.join(self.expression.split())})"
 
     def problems(self) -> list[Problem]:
-        """Return what is no expression, or no condition."""
+        """Return a syntax error, a condition that reads no item column, and lists of mixed types."""
         tree = _parsed(self.expression)
         if isinstance(tree, Problem):
             return [tree]
@@ -60,7 +61,7 @@ class Expression(Settings, frozen=True, tag="expression"):
         return self._named("item")
 
     def asks(self) -> Asks:
-        """Return what it reads besides items."""
+        """Return the inputs that it reads besides item columns."""
         clock = any(isinstance(node, Now) for node in self._tree.walk())
         return Asks(self._named("user"), self._named("request"), clock)
 
@@ -69,22 +70,22 @@ class Expression(Settings, frozen=True, tag="expression"):
         return Schema({name: type_of(column) for name, column in columns.items()}).problems(self._tree)
 
     def unfit(self, schema: Schema) -> list[Problem]:
-        """Return what does not fit items, users and requests; the schema learns what requests bring."""
+        """Return what does not fit items, users and requests; request columns' types go into the schema."""
         return schema.problems(self._tree)
 
     def passes(self, columns: Mapping[str, Column]) -> npt.NDArray[np.bool_]:
-        """Return ``[n]``: for which items all conditions hold that depend on the item alone."""
+        """Return ``[n]``: which items satisfy all conditions that depend on the item alone."""
         items = len(columns[self.columns()[0]])
         own = [part for part in conjuncts(self._tree) if of_items_alone(part)]
         return Masks(own, columns, items).of_items() if own else np.ones(items, np.bool_)
 
     def open(self, columns: Mapping[str, Column]) -> Masks | None:
-        """Compile the conditions that depend on more than the item, over columns ``[I]``; None of none."""
+        """Compile the conditions that depend on more than the item, over columns ``[I]``; None if none do."""
         rest = [part for part in conjuncts(self._tree) if not of_items_alone(part)]
         return Masks(rest, columns, len(columns[self.columns()[0]])) if rest else None
 
     def reference(self, item: Mapping[str, Any]) -> bool:
-        """Return whether one item passes what depends on it alone."""
+        """Return whether one item satisfies all conditions that depend on the item alone."""
         plain = Plain(item, {}, {}, 0.0)
         return all(plain.passes(part) for part in conjuncts(self._tree) if of_items_alone(part))
 
@@ -98,7 +99,7 @@ class Expression(Settings, frozen=True, tag="expression"):
     def _tree(self) -> Node:
         tree = _parsed(self.expression)
         if isinstance(tree, Problem):
-            raise ValueError(str(tree))  # whoever asks has asked for problems() before
+            raise ValueError(str(tree))  # callers have checked problems() before
         return tree
 
     def _named(self, owner: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The rules of a recommender as one: which candidates are kept, and why each of the others is not."""
+"""The rules of a recommender combined: which candidates are kept, and why the others are not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .table import RuleKind
 def reason_table(
     rules: Sequence[RuleKind], columns: Mapping[str, Column], items: int
 ) -> npt.NDArray[np.int32]:
-    """Return for every catalogue row the reason of the first rule that it fails, from raw columns ``[I]``.
+    """Return the reason code of every catalogue row, by the first rule that it fails, from columns ``[I]``.
 
     Returns
     -------
@@ -40,14 +40,14 @@ def allowed_items(
 
 
 class KeptRules:
-    """Keep the first K of N candidates that pass every rule; ``reasons`` is of :func:`reason_table`."""
+    """Keep the first K of N candidates that pass every rule; ``reasons`` is from :func:`reason_table`."""
 
     def __init__(self, reasons: npt.NDArray[np.int32], candidates: int, kept: int) -> None:
         self._reasons, self._kept, self._pad = reasons, kept, len(reasons) - 1
         self._places = np.arange(candidates)
 
     def keep(self, rows: Rows, scores: Scores, source: npt.NDArray[np.int32]) -> dict[str, Array]:
-        """Filter candidates ``[B, N]``, best first, and say of each why it was kept or not.
+        """Filter candidates ``[B, N]``, given best first, and return a reason for each.
 
         Returns
         -------
@@ -64,7 +64,7 @@ class KeptRules:
             empty = ~real
             kept_row[empty], kept_score[empty], kept_source[empty] = self._pad, 0, 0
             last = np.where(empty[:, -1:], rows.shape[1], last)
-        # Whatever passed behind the last kept candidate came too late.
+        # Candidates that pass after the last kept one are beyond the first K.
         passed &= self._places > last
         reason[passed] = BEYOND_KEPT
         return {

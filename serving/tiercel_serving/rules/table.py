@@ -25,7 +25,7 @@ class RuleKind(Protocol):
 
     @property
     def reason(self) -> str:
-        """Why an item that fails it was dropped, in words."""
+        """Text of why an item that fails the rule was dropped."""
         ...
 
     def problems(self) -> list[Problem]:
@@ -50,7 +50,7 @@ class RuleKind(Protocol):
 
 
 class Asks(NamedTuple):
-    """What a rule reads besides items: columns of users and of requests, and whether the time."""
+    """The inputs that a rule reads besides item columns: user columns, request columns, the time."""
 
     users: tuple[str, ...] = ()
     requests: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class OpenedRule(Protocol):
     """A rule over the items of a release, ready for users and requests."""
 
     def allows(self, given: Any, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
-        """Return which items pass: ``[B or 1, I or 1]``, or of rows ``[B, n]`` likewise.
+        """Return which items pass for which users, ``[B or 1, I or 1]``; for rows ``[B, n]``, likewise.
 
         ``given`` is a :class:`~tiercel_serving.rules.expressions.given.Given`.
         """
@@ -76,13 +76,14 @@ class AskingRule(Protocol):
     """
 
     def asks(self) -> Asks:
-        """Return what it reads besides items."""
+        """Return the inputs that it reads besides item columns."""
         ...
 
     def unfit(self, schema: Any) -> list[Problem]:
         """Return what does not fit the columns of items, users and requests.
 
-        The :class:`~tiercel_serving.rules.expressions.types.Schema` learns what requests bring.
+        Inferred types of request columns are added to ``schema``, a
+        :class:`~tiercel_serving.rules.expressions.types.Schema`.
         """
         ...
 
@@ -93,12 +94,12 @@ class AskingRule(Protocol):
     def reference_of(
         self, item: Mapping[str, Any], user: Mapping[str, Any], request: Mapping[str, Any], now: float
     ) -> bool:
-        """Return whether one item passes for one user, in plain Python; what was not sent is not there."""
+        """Return whether one item passes for one user, in plain Python; ``request`` has only sent columns."""
         ...
 
 
 def asked(rules: Iterable[RuleKind]) -> Asks:
-    """Return what rules read together besides items, each column once."""
+    """Return the inputs that rules together read besides item columns, each column once."""
     all_asks = [rule.asks() for rule in rules if isinstance(rule, AskingRule)]
     users = dict.fromkeys(name for one in all_asks for name in one.users)
     requests = dict.fromkeys(name for one in all_asks for name in one.requests)

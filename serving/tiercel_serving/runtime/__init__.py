@@ -1,1 +1,1 @@
-"""Stages at work: a chain of them, batches of requests, and Triton's Python backend."""
+"""Execution of stages: chains, batches of requests, and the adapter to Triton's Python backend."""

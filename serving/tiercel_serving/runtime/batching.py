@@ -1,7 +1,7 @@
-"""Requests → one batch → their answers: the arithmetic of the Triton adapter, without Triton.
+"""Requests → one batch → their answers: the array handling of the Triton adapter, without Triton.
 
-A request is a mapping from tensor names to arrays with the user axis first. ``specs`` are of all tensors that
-the model takes; a companion's names its tensor and what it says of it (how long lists are, what is real).
+A request is a mapping from tensor names to arrays with the user axis first. ``specs`` are those of all input
+tensors of the model. The spec of a companion names its tensor and what it says: list lengths, or validity.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InvalidRequest
 from ..spec import LENGTH_OF, VALID_OF, Array, Arrays, TensorSpec
 
-#: Companions that say something of a tensor which came without them: all of it is real.
+#: Companions with a default if their tensor is sent without them: all of its values are real.
 _FOLLOW = (LENGTH_OF, VALID_OF)
 
 
@@ -51,22 +51,22 @@ def count_users(specs: Sequence[TensorSpec], arrays: Arrays) -> int:
 
 
 class Inputs:
-    """What a model takes, laid out once for the check of every request.
+    """The inputs of a model, prepared for a fast check of every request.
 
     Parameters
     ----------
     specs
-        All tensors that the model takes.
+        All input tensors of the model.
     """
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
         self._specs = tuple(specs)
-        #: What every request has.
+        #: Names of the tensors that every request must send.
         self.needed = frozenset(spec.name for spec in specs if not spec.optional)
         self._known = {spec.name: (spec.dims, spec.numpy_dtype, -1 in spec.dims) for spec in specs}
 
     def count_users(self, arrays: Arrays) -> int:
-        """Return what :func:`count_users` does. It looks at what came, and only at a fault in their order."""
+        """Return and raise what :func:`count_users` does; faster, since it looks only at the sent tensors."""
         users = -1
         for name, array in arrays.items():
             known = self._known.get(name)
@@ -85,9 +85,9 @@ def _fit(dims: Sequence[int], shape: Sequence[int]) -> bool:
 
 
 def absent(specs: Sequence[TensorSpec], users: int) -> dict[str, Array]:
-    """Return every optional tensor as it is if a request lacks it: its pad, length 0 on variable axes.
+    """Return the values of all optional tensors if they are absent: the pad, length 0 on variable axes.
 
-    The arrays are read-only, so that they may serve many batches.
+    The arrays are read-only, so that many batches can share them.
     """
     made: dict[str, Array] = {}
     for spec in specs:
@@ -99,11 +99,10 @@ def absent(specs: Sequence[TensorSpec], users: int) -> dict[str, Array]:
 
 
 def complete(specs: Sequence[TensorSpec], arrays: Arrays, blank: Arrays) -> dict[str, Array]:
-    """Return all tensors: those of ``arrays`` as they are, absent ones filled in.
+    """Return all tensors: those of ``arrays`` unchanged, absent ones filled in.
 
-    A list without its lengths is real from end to end; a column without its validity is real. Whatever
-    else is absent is null, as in ``blank``, which :func:`absent` returns. Of ``specs`` only
-    companions matter.
+    A list sent without lengths is real over its full width, and a column sent without validity is real. Other
+    absent tensors are null, as in ``blank`` from :func:`absent`. Only companions in ``specs`` matter.
     """
     full = {**blank, **arrays}
     if len(arrays) == 1:
@@ -118,12 +117,12 @@ def complete(specs: Sequence[TensorSpec], arrays: Arrays, blank: Arrays) -> dict
 
 
 def count_rows(arrays: Arrays) -> int:
-    """Return how many users checked arrays are of."""
+    """Return the number of users of arrays that have been checked."""
     return len(next(iter(arrays.values())))
 
 
 def _fill_value(spec: TensorSpec, arrays: Arrays) -> int | float | bool | bytes:
-    """Return what an absent tensor holds in a request that carries ``arrays``."""
+    """Return the value of an absent tensor in a request with these ``arrays``."""
     base = None if spec.of is None else arrays.get(spec.of)
     if base is None or spec.says not in _FOLLOW:
         return spec.pad
@@ -131,13 +130,13 @@ def _fill_value(spec: TensorSpec, arrays: Arrays) -> int | float | bool | bytes:
 
 
 def concatenate(specs: Sequence[TensorSpec], requests: Sequence[Arrays]) -> Arrays:
-    """Put requests together on the user axis.
+    """Concatenate requests along the user axis.
 
     Returns
     -------
-    Every tensor that some request carries, for all users: variable axes as long as the longest request's
-    and padded, and in the rows of a request that lacks it what :func:`complete` would put there. A
-    companion comes along where requests differ in it. One request comes back as it is.
+    Every tensor that some request carries, for all users. Variable axes are padded to the longest request.
+    The rows of a request without the tensor hold what :func:`complete` would fill in. Companions of list
+    lengths and validity are always included with their tensor. A single request is returned unchanged.
     """
     if len(requests) == 1:
         return requests[0]
@@ -177,26 +176,26 @@ def split(
     wanted: Sequence[Sequence[str]],
     widths: Sequence[Mapping[str, int]],
 ) -> list[dict[str, Array]]:
-    """Take a batch's outputs apart.
+    """Split a batch's outputs into those of its requests.
 
     Parameters
     ----------
     outputs
         ``[sum(users), …]`` each.
     users
-        How many users each request has.
+        Number of users of each request.
     wanted
-        Which outputs each request asked for.
+        Names of the outputs that each request asks for.
     widths
-        How wide a request's own outputs are where they are narrower than the batch's.
+        For each request, output → width, for outputs that may be narrower than the batch's.
 
     Returns
     -------
-    For each request, its outputs: contiguous, and views of the batch's where they can be.
+    For each request, its outputs: contiguous arrays, views of the batch's if possible.
     """
     if len(users) == 1 and not widths[0]:
         return [{name: np.ascontiguousarray(outputs[name]) for name in wanted[0]}]
-    # Of a batch that lies in one piece each request's rows do too, unless they are narrower.
+    # Each request's rows of a contiguous batch are contiguous too, unless they are narrower.
     whole = {name: np.ascontiguousarray(outputs[name]) for name in dict.fromkeys(chain.from_iterable(wanted))}
     rows = [slice(end - count, end) for end, count in zip(accumulate(users), users, strict=True)]
     if not any(widths):

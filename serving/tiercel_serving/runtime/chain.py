@@ -1,4 +1,4 @@
-"""A chain of stages run as one: arrays pass from stage to stage untouched."""
+"""A chain of stages: arrays pass from stage to stage unchanged."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Chain:
     stages
         The stages.
     items
-        What changes of items while they run; None is nothing.
+        Items that may change while the stages run; None if they can't.
 
     Attributes
     ----------
     stages : tuple of Stage
-        Each takes what the caller gives or what an earlier one made.
+        The inputs of each come from the caller or from an earlier stage.
     place : Place or None
         The device (:mod:`tiercel_serving.device.place_torch`) of the stages that run on one, if any do.
     external_inputs : tuple of TensorSpec
-        What the caller gives: inputs that no earlier stage makes.
+        The inputs that the caller must give: those that no earlier stage makes.
     """
 
     def __init__(self, stages: Iterable[Stage], place: Any = None, items: LiveItems | None = None) -> None:
@@ -50,15 +50,15 @@ class Chain:
         needed = {tensor.name for tensor in self.external_inputs}
         self._companions = [tensor for tensor in self.external_inputs if tensor.of is not None]
         self._checked = [stage for stage in self.stages if isinstance(stage, Checks)]
-        # What each stage wants on the device, if it is one of those that run there.
+        # For each stage: its inputs, and those of them that it takes on the device.
         self._there: list[tuple[Stage, list[str], frozenset[str]]] = [
             (stage, [one.name for one in stage.spec.inputs], getattr(stage, "tensors", frozenset()))
             for stage in self.stages
         ]
-        # Rows of items that another process has named may be such as this one has not heard of yet.
+        # Item rows from another process may be of items that this process does not know of yet.
         self._told = [name for name in ITEM_ROWS if name in needed]
         self._wide = [stage for stage in self.stages if isinstance(stage, Widths)]
-        # By batch size, of which there are few: what absent inputs look like.
+        # Batch size → values of absent inputs; there are few batch sizes.
         self._blanks: dict[int, dict[str, Array]] = {}
 
     @classmethod
@@ -67,14 +67,18 @@ class Chain:
     ) -> Chain:
         """Open stages of a release (or its directory) in order; None is the whole served graph.
 
-        Those of a release for a GPU run on the one of that number.
+        The stages of a release for a GPU run on GPU number ``gpu``.
 
         Raises
         ------
+        ReleaseError
+            The release or one of its artefacts can't be opened.
         DeviceUnavailable
             The release is for a GPU, and there is none that can be used.
         InvalidSettings
-            It is, and has room for new items.
+            The stages run on a device, and the release has ``added_items``.
+        KindUnavailable
+            torch or another library is not installed.
         """
         opened = release if isinstance(release, Release) else open_release(release)
         if names is None:
@@ -93,7 +97,7 @@ class Chain:
         return chain
 
     def warm(self, batches: Iterable[int]) -> None:
-        """Run each of these batches once: kernels of a device are chosen and graphs captured now."""
+        """Run one batch of each of these sizes, so that a device's kernels are chosen and graphs captured."""
         for users in batches:
             blank = {
                 one.name: np.full((users, *(max(dim, 0) for dim in one.dims)), one.pad, one.numpy_dtype)
@@ -103,13 +107,13 @@ class Chain:
                 self.run(blank)
 
     def close(self) -> None:
-        """Have each stage give back what it holds; the chain runs no more."""
+        """Release the resources of each stage; the chain can't run after that."""
         for stage in self.stages:
             if isinstance(stage, Closes):
                 stage.close()
 
     def check(self, arrays: Arrays) -> None:
-        """Have each stage check what one request brings from outside.
+        """Have each stage check the external inputs of one request.
 
         Raises
         ------
@@ -120,14 +124,14 @@ class Chain:
             stage.check(arrays)
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
-        """Return how wide one request's own outputs are where that depends on the request (its ``k``)."""
+        """Return output → width for one request, for outputs whose width depends on it (on its ``k``)."""
         widths: dict[str, int] = {}
         for stage in self._wide:
             widths.update(stage.widths(arrays))
         return widths
 
     def lacking(self, arrays: Arrays) -> dict[str, Array]:
-        """Return the optional inputs that one batch lacks, null; they depend on names and shapes alone."""
+        """Return null values for the optional inputs that a batch lacks; names and shapes determine them."""
         users = count_rows(arrays)
         blank = self._blanks.get(users)
         if blank is None:
@@ -138,26 +142,28 @@ class Chain:
     def run(
         self, arrays: Arrays, wanted: Collection[str] | None = None, lacking: Arrays | None = None
     ) -> tuple[dict[str, Array], dict[str, float]]:
-        """Run all stages on one batch of the external inputs, of which absent optional ones are null.
+        """Run all stages on one batch of the external inputs; absent optional ones are null.
 
         Parameters
         ----------
         arrays
             The inputs.
         wanted
-            The outputs that shall be copied from a device; None are all.
+            The outputs to copy from a device; None copies all.
         lacking
-            What :meth:`lacking` says of the inputs, where it was asked before.
+            The result of :meth:`lacking` for these inputs, if it is known.
 
         Returns
         -------
-        Every tensor that some stage made, by name, but for those on a device that are not wanted; and for
-        each stage the microseconds it took. On a GPU, a stage's time is that of starting its work.
+        Every tensor that some stage made, by name, except those on a device that are not wanted; and for
+        each stage the microseconds it took. On a GPU, a stage's time is that of launching its work.
 
         Raises
         ------
+        RequestError
+            A stage rejected a request.
         StageFailed
-            A stage broke. Request errors pass as they are.
+            A stage failed in another way.
         """
         if self._items is not None:
             self._renew(self._items, arrays)
@@ -183,7 +189,7 @@ class Chain:
         return outputs, times
 
     def _renew(self, items: LiveItems, arrays: Arrays) -> None:
-        """Let what was put and withdrawn since the last batch count in this one."""
+        """Apply changes of items since the last batch, so that this batch sees them."""
         newest = -1
         for name in self._told if items.table.room else ():
             rows = arrays[name]
@@ -198,7 +204,7 @@ class Chain:
     def _run_there(
         self, arrays: Arrays, wanted: Collection[str] | None
     ) -> tuple[dict[str, Array], dict[str, float]]:
-        """Run all stages, each on its side, with what crosses between them."""
+        """Run all stages, each on host or device, with the copies between the two."""
         crossing, times, outputs = Crossing(self.place, arrays), dict[str, float](), dict[str, None]()
         before = perf_counter_ns()
         for stage, names, there in self._there:
@@ -218,12 +224,12 @@ class Chain:
 
 
 def open_place(release: Release, names: Sequence[str], gpu: int = 0) -> Any:
-    """Return the device that a release's stages run on, or None where none of these runs on one.
+    """Return the device that a release's stages run on; None if none of these stages runs on one.
 
     Raises
     ------
     DeviceUnavailable
-        There is none that can be used.
+        There is no such device that can be used.
     KindUnavailable
         torch is not installed.
     """

@@ -1,8 +1,8 @@
-"""What the ``tiercel`` backend calls: the same adapter, in Triton's own process.
+"""The Python side of the ``tiercel`` backend: it runs the adapter in Triton's own process.
 
-``backend/tiercel_backend.c`` embeds Python, and speaks plain tuples and lists with :func:`load` and what it
-returns. To the adapter (``triton.py``) this module is ``triton_python_backend_utils``, which Triton's Python
-backend has: as much of it as the adapter uses.
+``backend/tiercel_backend.c`` embeds Python, and exchanges plain tuples and lists with :func:`load` and its
+result. This module also stands in for ``triton_python_backend_utils`` of Triton's Python backend: it provides
+the part of that module which the adapter (``triton.py``) uses.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import numpy as np
 
 from ..spec import Array
 
-#: Triton's number of a type → NumPy's, as one letter each in NumPy's own code; BYTES are objects.
+#: Triton's number of a type → NumPy's dtype, given by NumPy's one-letter codes; BYTES are objects.
 NUMPY_TYPES: Mapping[int, np.dtype[Any]] = {
     number: np.dtype(letter) for number, letter in enumerate("?BHILbhilefdO", 1)
 }
 TRITON_TYPES: Mapping[np.dtype[Any], int] = {dtype: number for number, dtype in NUMPY_TYPES.items()}
 BYTES = TRITON_TYPES[np.dtype(object)]
-#: What configs call them, in the order of their numbers.
+#: The types' names in configs, in the order of their numbers.
 TYPE_NAMES = (
     *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
     *("FP16", "FP32", "FP64", "STRING"),
 )
 
-#: What requests may have in common: name, Triton's type and shape of each tensor, and the names of wanted
-#: outputs. Requests that have the same come with the same object, as long as no other is between them.
+#: The form of a request: name, Triton's type and shape of each tensor, and the names of wanted outputs.
+#: Consecutive requests of equal form share one object.
 Kind = tuple[tuple[tuple[str, int, tuple[int, ...]], ...], list[str]]
-#: A request: its kind, and each tensor, an array over Triton's memory (BYTES: a list of bytes).
+#: A request: its form, and each tensor as an array over Triton's memory (BYTES: a list of bytes).
 RawRequest = tuple[Kind, list[Any]]
 #: A tensor of an answer: name, Triton's type, shape, an array (BYTES: a list of bytes).
 RawTensor = tuple[str, int, tuple[int, ...], Any]
@@ -44,18 +44,18 @@ RawTensor = tuple[str, int, tuple[int, ...], Any]
 RawAnswer = tuple[int, str, list[RawTensor]]
 GOOD = -1
 
-#: NumPy's functions for C, of which the backend makes arrays.
+#: NumPy's C API, with which the backend creates arrays.
 ARRAY_API: object = import_module(
     f"numpy.{'core' if np.__version__.startswith('1.') else '_core'}._multiarray_umath"
 )._ARRAY_API
 
 
 class TritonModelException(Exception):
-    """The model cannot be loaded; its words are for whoever started the server."""
+    """The model cannot be loaded; the message is for the operator of the server."""
 
 
 class TritonError(Exception):
-    """The error of one request, with Triton's code."""
+    """The error of one request, with Triton's error code."""
 
     INTERNAL, NOT_FOUND, INVALID_ARG = 1, 2, 3
 
@@ -73,7 +73,7 @@ class Tensor:
         self._name, self._array = name, array
 
     def name(self) -> str:
-        """Return its name."""
+        """Return the tensor's name."""
         return self._name
 
     def as_numpy(self) -> Array:
@@ -82,7 +82,7 @@ class Tensor:
 
 
 class InferenceRequest:
-    """A request; its arrays lie in Triton's memory, and are read-only."""
+    """A request; its arrays are read-only views of Triton's memory."""
 
     __slots__ = ("_arrays", "_wanted")
 
@@ -90,11 +90,11 @@ class InferenceRequest:
         self._arrays, self._wanted = arrays, wanted
 
     def inputs(self) -> list[Tensor]:
-        """Return its tensors."""
+        """Return the request's tensors."""
         return [Tensor(name, array) for name, array in self._arrays.items()]
 
     def requested_output_names(self) -> list[str]:
-        """Return the outputs that it wants."""
+        """Return the names of the outputs that the request asks for."""
         return self._wanted
 
 
@@ -106,7 +106,7 @@ class InferenceResponse(NamedTuple):
 
 
 class Logger:
-    """Triton's log, as far as the adapter writes to it."""
+    """The part of Triton's log that the adapter uses."""
 
     @staticmethod
     def log_error(message: str) -> None:
@@ -115,11 +115,11 @@ class Logger:
 
 
 class MetricFamily:
-    """A family of counts on Triton's metrics port.
+    """A family of counters on Triton's metrics port.
 
-    Models of one process share counts of one name and labels, and Triton keeps no book of that: the first
-    model to delete one would take it from under the others. So each is made once, and stays while the server
-    runs; there are as many as stages and reasons.
+    Models in one process share counters of equal name and labels. Triton does not count references to them:
+    a model that deleted one would take it away from the others. So each is created once and kept while the
+    server runs; their number is that of stages and reasons.
     """
 
     COUNTER = 0
@@ -128,18 +128,18 @@ class MetricFamily:
         self._handle = _family(name, description, kind)
 
     def Metric(self, labels: Mapping[str, str]) -> Metric:
-        """Return the count with these labels."""
+        """Return the counter with these labels."""
         return Metric(_metric(self._handle.value, tuple(labels.items())))
 
 
 class Metric:
-    """One count."""
+    """One counter."""
 
     def __init__(self, handle: ctypes.c_void_p) -> None:
         self._handle = handle
 
     def increment(self, by: float) -> None:
-        """Add to it."""
+        """Add to the counter."""
         _call("TRITONSERVER_MetricIncrement", self._handle, ctypes.c_double(by))
 
 
@@ -168,9 +168,9 @@ def _metric(family: int | None, labels: tuple[tuple[str, str], ...]) -> ctypes.c
 
 
 class Loaded(NamedTuple):
-    """A model that is ready: what the backend calls for each batch, and at the end.
+    """A loaded model: the functions that the backend calls for each batch, and when the model is unloaded.
 
-    ``execute`` gives an answer to each request, or one with the rows of all of them in their order.
+    ``execute`` returns one answer per request, or a single answer with the rows of all requests in order.
     """
 
     execute: Callable[[list[RawRequest]], list[RawAnswer]]
@@ -192,7 +192,7 @@ def load(model_config: str, model_repository: str, device: int = 0) -> Loaded:
     Raises
     ------
     TritonModelException
-        The release is at fault.
+        The model can't be loaded; see :meth:`.triton.TritonPythonModel.initialize`.
     """
     sys.modules["triton_python_backend_utils"] = sys.modules[__name__]
     model = _model_class(Path(model_repository) / "1" / "model.py")()
@@ -220,12 +220,12 @@ def load(model_config: str, model_repository: str, device: int = 0) -> Loaded:
             Logger.log_error(traceback.format_exc())
             return [(TritonError.INTERNAL, f"the model broke: {error!r}", [])] * len(raw)
 
-    # As to Triton's own Python backend, it is optional.
+    # ``finalize`` is optional, as in Triton's own Python backend.
     return Loaded(execute, getattr(model, "finalize", lambda: None))
 
 
 def _answer_by_stock_calls(model: Any, requests: Sequence[tuple[dict[str, Array], list[str]]]) -> list[Any]:
-    """Have a model that knows Triton's calls alone do what the adapter's ``answer`` does."""
+    """Answer requests like the adapter's ``answer``, by the ``execute`` of a plain Triton Python model."""
     responses = model.execute([InferenceRequest(*one) for one in requests])
     return [
         response.error or {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors}
@@ -234,7 +234,7 @@ def _answer_by_stock_calls(model: Any, requests: Sequence[tuple[dict[str, Array]
 
 
 def _model_class(own: Path) -> Any:
-    """Return the adapter, or the class of a ``model.py`` that the model has of its own, as the bench's do."""
+    """Return the adapter, or the class of the model's own ``model.py`` (models of the benchmark have one)."""
     if not own.is_file():
         from .triton import TritonPythonModel
 
@@ -248,12 +248,12 @@ def _model_class(own: Path) -> Any:
 
 
 def triton_string_to_numpy(name: str) -> type[Any]:
-    """Return the NumPy type of one of Triton's, as configs name them: ``TYPE_INT64``."""
+    """Return the NumPy type for a Triton type as named in configs, such as ``TYPE_INT64``."""
     return NUMPY_TYPES[TYPE_NAMES.index(name.removeprefix("TYPE_")) + 1].type
 
 
 def _arrays(request: RawRequest) -> dict[str, Array]:
-    """Return a request's tensors by their names."""
+    """Return a request's tensors by name."""
     (tensors, _), bodies = request
     arrays: dict[str, Array] = {}
     for (name, number, shape), body in zip(tensors, bodies):  # noqa: B905 - the backend makes both
@@ -262,9 +262,9 @@ def _arrays(request: RawRequest) -> dict[str, Array]:
 
 
 def joined_if_alike(raw: Sequence[RawRequest]) -> dict[str, Array] | None:
-    """Return the tensors of requests of one kind, each of all of them end to end; None if they are not alike.
+    """Return the tensors of all requests end to end; None if their forms differ, or one has BYTES.
 
-    Such are nearly all that an inner model gets, and to check each of them costs more than many a stage.
+    Nearly all requests to an inner model share a form, and checking each one costs more than some stages.
     """
     kind = raw[0][0]
     if any(one is not kind for one, _ in raw) or any(number == BYTES for _, number, _ in kind[0]):
@@ -301,12 +301,12 @@ def _bytes(value: str | bytes) -> bytes:
 
 @functools.cache
 def _triton() -> ctypes.CDLL:
-    """Return this process, whose symbols the server's functions are."""
+    """Return a handle of this process, whose symbols include the server's functions."""
     return ctypes.CDLL(None)
 
 
 def _call(name: str, *arguments: Any) -> None:
-    """Call a function of Triton's that returns an error or nothing."""
+    """Call a function of Triton that returns an error or null; raise RuntimeError for an error."""
     function = getattr(_triton(), name)
     function.restype = ctypes.c_void_p
     failed = function(*arguments)

@@ -1,4 +1,4 @@
-"""A release in this process behind the client's own interface: no server, the same stages and answers."""
+"""A release in this process behind the client's interface: stages and answers of a server, without one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .chain import Chain
 
 
 class LocalTransport:
-    """Answers for a release: ``Recommender(transport=LocalTransport("releases/movielens"))``.
+    """A client transport to a local release: ``Recommender(transport=LocalTransport("releases/demo"))``.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class LocalTransport:
     Raises
     ------
     ReleaseError
-        It can't be opened.
+        The release can't be opened.
     """
 
     def __init__(self, release: Release | str | Path) -> None:
@@ -49,7 +49,15 @@ class LocalTransport:
         self._chains |= {name: Chain.open(self._release, [name]) for name in beside}
 
     def infer(self, request: InferRequest) -> Arrays:
-        """Run the stages in this thread."""
+        """Run the stages in this thread.
+
+        Raises
+        ------
+        RequestRefused
+            A stage rejected the request.
+        NotFound
+            There is no such model.
+        """
         chain = self._chain(request.model)
         arrays = dict(request.inputs)
         try:
@@ -63,7 +71,7 @@ class LocalTransport:
         return {name: outputs[name] for name in request.outputs}
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
-        """Return what a server would say of the model."""
+        """Return the model's config as a server would report it."""
         chain, settings = self._chain(model), self._release.settings
         made = {tensor.name: tensor for stage in chain.stages for tensor in stage.spec.outputs}
         public = [*made] if model in BESIDE else [*RECOMMEND_OUTPUTS, PROPENSITY]

@@ -1,4 +1,4 @@
-"""Counts on Triton's own metrics port."""
+"""Counters on Triton's metrics port."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..settings import STATUS_NAMES
 from ..spec import Array
 from ..stages.specs import ORDERING
 
-#: How often counts go to Triton, in seconds. One increment is a round trip to the server's process; off
-#: the request's path it costs the caller nothing.
+#: Interval, in seconds, at which counts are sent to Triton. An increment is a round trip to the server's
+#: process, so it is kept off the request's path.
 METRICS_PERIOD_S = 1.0
 
-#: Custom metrics, and what each says. Answers and short lists are counted where ``ordering`` runs.
+#: Names and descriptions of the metrics. Answers and short lists are counted in models with ``ordering``.
 ANSWERS, SHORT_LISTS = "tiercel_answers_total", "tiercel_short_lists_total"
 STAGE_ERRORS, REFUSED = "tiercel_stage_errors_total", "tiercel_refused_requests_total"
 STORE_FALLBACKS = "tiercel_store_fallbacks_total"
@@ -31,24 +31,24 @@ DESCRIPTIONS = {
     SOURCE_FAILURES: "Users whose candidates other sources filled up, by the source that broke",
 }
 
-#: A stage error outside of every stage.
+#: Label of a stage error that happened outside of every stage.
 ADAPTER = "adapter"
 
 
 class Metrics:
-    """Counts on Triton's own metrics port.
+    """The counters of one model on Triton's metrics port.
 
-    A request of a model with these stages only leaves a note; a thread counts the notes and sends the
-    sums every :data:`METRICS_PERIOD_S`.
+    A request only queues a note; a thread counts the notes and sends the sums every
+    :data:`METRICS_PERIOD_S` seconds.
 
     Parameters
     ----------
     stages
-        What the model runs.
+        The model's stages.
     fallbacks
-        What its store counts, by why; see :class:`~tiercel_serving.stores.table.Store`.
+        The store's own counters, by reason; see :class:`~tiercel_serving.stores.table.Store`.
     failures
-        What its sources failed, by their names.
+        The sources' own counters: source name → number of users for whom it failed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Metrics:
         if ORDERING in stages:
             labels[ANSWERS] = ("status", STATUS_NAMES)
             labels[SHORT_LISTS] = ("", ("",))
-        #: Counters that others keep: metric → its labels' values and how often.
+        #: Counters kept elsewhere: metric → value of its label → count.
         self._watched = {STORE_FALLBACKS: fallbacks, SOURCE_FAILURES: failures or {}}
         for name, label in ((STORE_FALLBACKS, "why"), (SOURCE_FAILURES, "source")):
             if self._watched[name]:
@@ -88,17 +88,17 @@ class Metrics:
         self._thread.start()
 
     def count(self, name: str, value: str = "", by: int = 1) -> None:
-        """Add to the metric ``name`` whose label has this value."""
+        """Add to the metric ``name`` with this label value."""
         if by:
             with self._lock:
                 self._gathered[name, value] += by
 
     def note(self, status: Array, count: Array, k: Array | int) -> None:
-        """Note a batch of answers: ``status`` and ``count`` ``[B, 1]``, and how many were asked for."""
+        """Queue a batch of answers: ``status`` and ``count`` ``[B, 1]``, and the requested ``k``."""
         self._notes.append((status, count, k))
 
     def close(self) -> None:
-        """Send what is left and stop."""
+        """Send the remaining counts and stop the thread."""
         self._closed.set()
         self._thread.join()
         self._metrics.clear()

@@ -1,18 +1,18 @@
 """The one adapter between Triton's Python backend and a :class:`~tiercel_serving.runtime.chain.Chain`.
 
-A model's config says what it runs:
+These parameters of a model's config determine what it runs:
 
 ``stages``
-    Names of stages, a JSON list.
+    Names of the stages, a JSON list.
 ``release``
     The release's directory: absolute, or relative to the model's own directory.
 ``build_id``
     The build that the config was written for.
 ``store``
-    Another store of users than the release's, if that was chosen (``stores/chosen.py``).
+    A user store to use instead of the release's, if one was chosen (``stores/chosen.py``).
 
-Triton's types end here: everything below sees NumPy arrays. Tiercel's own backend, which has arrays to begin
-with, asks :meth:`TritonPythonModel.answer`.
+Triton's types are used only here; all other code sees NumPy arrays. Tiercel's own backend already has arrays,
+so it calls :meth:`TritonPythonModel.answer`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from . import batching
 from .chain import Chain
 from .metrics import ADAPTER, REFUSED, STAGE_ERRORS, Metrics
 
-#: What a request carries, and the names of the outputs that it wants.
+#: A request: its tensors by name, and the names of the outputs that it asks for.
 Request = tuple[dict[str, Array], Sequence[str]]
-#: Its outputs, or Triton's error.
+#: A request's outputs, or Triton's error.
 Answer = Any
 
 
 class Call(NamedTuple):
-    """A checked request: its place in the Triton batch, what it carries for whom, and what it wants."""
+    """A checked request: its place in the Triton batch, its tensors, number of users and wanted outputs."""
 
     place: int
     arrays: dict[str, Array]
@@ -50,18 +50,18 @@ class Call(NamedTuple):
 
 
 class Alike(NamedTuple):
-    """What is known of requests of one kind, once one of them was looked at.
+    """Cached properties of requests of one form (names, dtypes, shapes and wanted outputs).
 
     Parameters
     ----------
     kind
-        The same object in all of them.
+        The form; the same object in all of these requests.
     users
-        How many each has.
+        Number of users of each request.
     checked
-        Whether what they carry is to be checked.
+        Whether stages must check each request: only if it sends optional tensors.
     lacking
-        Requests in a batch → the tensors that it lacks (:meth:`~.chain.Chain.lacking`).
+        Number of requests in a batch → the tensors that the batch lacks (:meth:`~.chain.Chain.lacking`).
     """
 
     kind: Any
@@ -71,13 +71,18 @@ class Alike(NamedTuple):
 
 
 class TritonPythonModel:
-    """What Triton's Python backend loads: a list of stages behind Triton's calls."""
+    """The model class that Triton's Python backend loads: a chain of stages behind Triton's interface."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the release and every stage; a fault of the release stops the model from loading.
+        """Open the release and every stage.
 
-        Of Triton's arguments it takes ``model_config`` (JSON), ``model_repository`` (the model's place) and
-        ``model_instance_device_id`` (the GPU's number, for a release that runs on one).
+        Of Triton's arguments it reads ``model_config`` (JSON), ``model_repository`` (the model's directory)
+        and ``model_instance_device_id`` (the GPU's number, for a release that runs on one).
+
+        Raises
+        ------
+        TritonModelException
+            The config was edited, or the release or its store can't be opened. Triton rejects the model.
         """
         config = json.loads(args["model_config"])
         parameters, names = _read_parameters(config)
@@ -91,7 +96,7 @@ class TritonPythonModel:
             )
             if unknown := [name for name in names if name not in release.stages]:
                 raise _edited(config, f"stages: the release has none called {', '.join(unknown)}")
-            # On a CPU Triton gives a number too, or none.
+            # On a CPU, Triton may pass a number too; it is ignored there.
             self._chain = Chain.open(release, names, gpu=int(args.get("model_instance_device_id", 0)))
         except TiercelError as error:
             raise pb_utils.TritonModelException(str(error)) from error
@@ -114,11 +119,11 @@ class TritonPythonModel:
         return [_response(answer) for answer in self.answer(read)]
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer the requests of one Triton batch together, and a bad one by itself, in their order.
+        """Answer the requests of one Triton batch together; a bad request gets an error of its own.
 
         Returns
         -------
-        For each request the outputs that it wants, contiguous arrays by their names; or Triton's error.
+        For each request, in order, its wanted outputs as contiguous arrays by name, or Triton's error.
         """
         answers: list[Answer] = [None] * len(requests)
         calls: list[Call] = []
@@ -138,22 +143,22 @@ class TritonPythonModel:
     def answer_alike(
         self, arrays: dict[str, Array], requests: int, kind: tuple[Any, Sequence[str]]
     ) -> dict[str, Array] | None:
-        """Answer requests that are alike, whose tensors are already one batch.
+        """Answer requests of one form, whose tensors are already concatenated.
 
         Parameters
         ----------
         arrays
-            Their tensors, end to end; each has as many users.
+            The requests' tensors, end to end; every request has the same number of users.
         requests
-            How many they are.
+            Number of requests.
         kind
-            Names, dtypes and shapes of what each carries, and the outputs that each of them wants: as one
-            object, by which those of the next batch are known to be the same.
+            The form: names, dtypes and shapes of each request's tensors, and the outputs that each wants. The
+            form of a later batch is recognised by the identity of this object.
 
         Returns
         -------
-        What they want, and more, with the rows of all of them; None if one of them cannot be answered, or
-        their answers differ in width: then :meth:`answer` is to be asked.
+        At least the wanted outputs, with the rows of all requests. None if a request can't be answered, or if
+        answers differ in width; the caller must then use :meth:`answer`.
         """
         try:
             alike = self._alike if self._alike.kind is kind else self._look_at(arrays, requests, kind)
@@ -167,22 +172,22 @@ class TritonPythonModel:
                 lacking = alike.lacking[requests] = self._chain.lacking(arrays)
             return self._run_batch(arrays, alike.users * requests, kind[1], lacking)
         except Exception:
-            # Whose fault it is, and what is counted and logged, is found where they are answered one by one.
+            # answer() then finds the request at fault, and counts and logs the error.
             return None
 
     def _look_at(self, arrays: Arrays, requests: int, kind: Any) -> Alike:
-        """Check names, dtypes and shapes, and remember for the next requests what follows from these."""
+        """Check names, dtypes and shapes, and cache what follows from them for requests of this form."""
         users = self._inputs.count_users(arrays) // requests
         self._alike = Alike(kind, users, not self._inputs.needed >= arrays.keys(), {})
         return self._alike
 
     def finalize(self) -> None:
-        """Send the last counts, and let go of the stages."""
+        """Send the last counts, and close the stages."""
         self._metrics.close()
         self._chain.close()
 
     def _answer(self, calls: Sequence[Call], answers: list[Answer]) -> None:
-        """Run the calls as one batch; if that breaks, one by one, so that the culprit falls alone."""
+        """Run the calls as one batch; if that fails, one by one, so that only those at fault fail."""
         try:
             given = self._run(calls)
         except Exception as error:
@@ -213,21 +218,21 @@ class TritonPythonModel:
         return outputs
 
     def _note_answers(self, arrays: Arrays, outputs: Arrays) -> None:
-        """Note what was answered, where answers are made; it is counted later, off the caller's time."""
+        """Queue the answers for the metrics, which are counted later, off the request's path."""
         status = outputs.get("status", arrays.get("status"))
         if status is None:
-            return  # titles are no answer, nor is what is like an item
+            return  # titles and similar items are not counted as answers
         k = arrays.get("k")
         self._metrics.note(
-            # Inputs lie in memory that is Triton's again once the request is answered, and so does whatever
-            # a stage hands on: where every slot is real, `count` is the request's own `k`.
+            # Copies: inputs are views of memory that Triton reuses once the request is answered, and outputs
+            # may be too. If every slot is real, `count` is the request's own `k`.
             status.copy(),
             outputs["count"].copy(),
             self._k_default if k is None else k.copy(),
         )
 
     def _failure(self, error: Exception) -> Any:
-        """Return the error of a request that broke a stage, or that a stage refused only in its run."""
+        """Return the error of a request that made a stage fail, or that a stage rejected while it ran."""
         if isinstance(error, RequestError):
             self._metrics.count(REFUSED)
             return _refusal(error)
@@ -239,7 +244,7 @@ class TritonPythonModel:
 
 
 def _read_parameters(config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Return what a model's config says of what it runs, and the names of its stages."""
+    """Return the parameters of a model's config, and the names of its stages."""
     given = {name: value.get("string_value", "") for name, value in config.get("parameters", {}).items()}
     if missing := [name for name in ("stages", "release", "build_id") if not given.get(name)]:
         raise _edited(config, f"no parameter {', '.join(missing)}")
@@ -253,7 +258,7 @@ def _read_parameters(config: Mapping[str, Any]) -> tuple[dict[str, str], list[st
 
 
 def _edited(config: Mapping[str, Any], problem: str) -> Exception:
-    """Return the error of a config that no export has written."""
+    """Return the error for a config that no export can have written."""
     said = f"model {config.get('name', '')}: config.pbtxt: {problem}; it was edited by hand: export again"
     error: Exception = pb_utils.TritonModelException(said)
     return error

@@ -1,1 +1,1 @@
-"""Sources of candidates. One file a kind; ``table.py`` lists them, ``merged.py`` joins them."""
+"""Sources of candidates. One file per kind; ``table.py`` lists them, ``merged.py`` joins them."""

@@ -1,4 +1,4 @@
-"""The sources of a recommender on a GPU, whose work is replayed from CUDA graphs."""
+"""The merged sources of a recommender on a GPU, replayed from CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from ..device.graphs_torch import BUCKETS, Capture, GraphedForms, bucket_of, las
 from ..device.masks_torch import TensorMask, rounded_up
 from .merged_torch import Candidates, MergedTensorSources
 
-#: What is done for some users: ``give(arrays, mask)``.
+#: Computes the candidates of a batch: ``give(arrays, mask)``.
 _Give = Callable[[Mapping[str, Any], TensorMask], Candidates]
 
 
 class CapturedSources:
-    """Merged sources, captured for each bucket of batch sizes and length of what its users must not get.
+    """Merged sources, captured as a CUDA graph for each batch-size bucket and mask length.
 
-    A batch is filled up to its bucket with users of whom nothing is asked for.
+    A batch is padded to its bucket with dummy users, whose candidates are dropped. A batch beyond the largest
+    bucket, or one whose mask has an allowed set, runs without a graph.
 
     Parameters
     ----------
     merged
-        The sources; all work on the device alone.
+        The sources; all of their work must be on the device (:class:`~.merged_torch.Capturable`).
     reads
-        The tensors that they read.
+        The names of the tensors that they read.
     capture
         Captures a run.
     """
@@ -35,15 +36,15 @@ class CapturedSources:
         self._merged, self._reads, self.count = merged, tuple(reads), merged.count
         self.ranked = merged.ranked
         self._graphs = GraphedForms(capture)
-        #: Users of a bucket → where their candidates lie, whatever they were found by.
+        #: Size of a bucket → the tensors to which all graphs of that size write candidates.
         self._found: dict[int, Candidates] = {}
 
     def personal(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
-        """Return what the sources do; see :meth:`~.merged_torch.MergedTensorSources.personal`."""
+        """Return the candidates of known users; see :meth:`~.merged_torch.MergedTensorSources.personal`."""
         return self._replayed("personal", self._merged.personal, arrays, mask)
 
     def fallback(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
-        """Return what the sources do; see :meth:`~.merged_torch.MergedTensorSources.fallback`."""
+        """Return the fallback's candidates; see :meth:`~.merged_torch.MergedTensorSources.fallback`."""
         return self._replayed("fallback", self._merged.fallback, arrays, mask)
 
     def _replayed(self, name: str, give: _Give, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
@@ -69,7 +70,7 @@ class CapturedSources:
         return scores[:batch], rows[:batch], source[:batch]
 
     def _place_of(self, users: int, device: torch.device) -> Candidates:
-        """Return where the candidates of so many users are written, at each request."""
+        """Return the output tensors of a bucket; each batch of that size overwrites them."""
         if users not in self._found:
             scores, rows, source = (
                 lasting(torch.zeros((users, self.count), dtype=dtype, device=device))
@@ -80,7 +81,7 @@ class CapturedSources:
 
 
 def _filled(tensor: Tensor, users: int) -> Tensor:
-    """Return ``[B, …]`` with zeros for users beyond B."""
+    """Return a tensor ``[B, …]`` padded with zeros to ``users`` rows."""
     batch = tensor.shape[0]
     if batch == users:
         return tensor

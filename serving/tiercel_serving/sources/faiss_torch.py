@@ -1,7 +1,7 @@
-"""An approximate FAISS index asked with tensors: on a GPU by faiss-gpu, on the CPU by the index as it is.
+"""An approximate FAISS index searched with tensors: in faiss-gpu on a GPU, in the export's index on the CPU.
 
-By FAISS's ``contrib.torch_utils``, which passes tensors without a copy to the host. The tests run it with an
-index on the CPU, and on a GPU with faiss-gpu (``pytest -m gpu``); CAGRA has not been run.
+FAISS's ``contrib.torch_utils`` passes tensors without a copy to the host. The tests run this with an index on
+the CPU, and on a GPU with faiss-gpu (``pytest -m gpu``); CAGRA has not been tested.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .search import Profile
 
 logger = logging.getLogger("tiercel_serving")
 
-#: Scratch memory of FAISS on one GPU, whatever is asked: it would take a share of the GPU's otherwise.
+#: Scratch memory of FAISS on one GPU. FAISS's default is a share of the GPU's memory.
 SCRATCH_BYTES = 256 << 20
 
-#: FAISS finds so many items at most on a GPU.
+#: The most neighbours that FAISS returns for one query on a GPU.
 MOST_FOUND = 2048
 
 #: Links of an item in CAGRA's graph.
@@ -33,42 +33,43 @@ CAGRA_DEGREE = 64
 
 
 class FaissSearch:
-    """Asks an index for so many more items as a request masks; what it finds is scored anew.
+    """Search an index for as many extra items as a batch may mask, and rescore the results exactly.
 
     Parameters
     ----------
     exact
-        Exact search over the same vectors: it scores, and answers where the index was not measured so deep.
+        Exact search over the same vectors. It rescores, and it answers searches that are deeper than the
+        measured ladder.
     index
-        The index; position = position.
+        The FAISS index; its ids are positions of ``exact.vectors``.
     profile
-        What was measured of it at export.
+        The index's measurements, made at export.
     turn
-        Sets the index's knob.
+        Sets a search parameter: ``turn(index, knob, value)``.
     """
 
     def __init__(
         self, exact: DeviceSearch, index: Any, profile: Profile, turn: Callable[[Any, str, float], None]
     ) -> None:
-        # Lets every index take tensors; arrays go on as before.
+        # The import patches every index to take tensors; arrays still work.
         import faiss.contrib.torch_utils  # noqa: F401
 
         self._exact, self._index, self._profile, self._turn = exact, index, profile, turn
         self._knob: int | None = None
 
     def nearest(self, query: Tensor, mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
-        """Return the best allowed items, as :meth:`~..device.search_torch.DeviceSearch.nearest` says."""
+        """Return the best allowed items; see :meth:`~..device.search_torch.DeviceSearch.nearest`."""
         size = len(self._exact.vectors)
         fetched = min(self._profile.looked_at(count) + mask.most, size)
         rung = next((one for one in self._profile.ladder if one.depth >= fetched), None)
-        # How much a table allows is not known on the host.
+        # The host does not know how many items an allowed set leaves.
         if rung is None or fetched > MOST_FOUND or mask.allowed is not None:
             return self._exact.nearest(query, mask, count)
         if self._profile.knob is not None and rung.knob != self._knob:
             self._turn(self._index, self._profile.knob, float(rung.knob))
             self._knob = rung.knob
         _, found = self._index.search(query.contiguous(), fetched)
-        # FAISS says -1 where it has no more.
+        # FAISS returns -1 where it has no more.
         positions = torch.where(found < 0, size, found)
         free = mask.allows(self._exact.rows_at(positions))
         return self._exact.best_of(query, positions.masked_fill(~free, size), count)
@@ -82,7 +83,7 @@ class FaissSearch:
 def open_faiss(
     exact: DeviceSearch, read: Callable[[], Any], profile: Profile, factory: str, place: Place
 ) -> FaissSearch | DeviceSearch:
-    """Return the search by an index of the export; exact search, with a message, where FAISS can't have it.
+    """Return a search with the export's index; exact search, with a warning, where FAISS does not support it.
 
     Parameters
     ----------
@@ -91,9 +92,9 @@ def open_faiss(
     read
         Reads the export's index.
     profile
-        What was measured of it.
+        Its measurements.
     factory
-        What it was made of.
+        The FAISS factory string that built it.
     place
         The device.
     """
@@ -114,7 +115,7 @@ def open_faiss(
             _fall_back(f"faiss-gpu can't have {factory!r} ({faiss_reason(error)})")
             return exact
         return FaissSearch(exact, index, profile, _turn_on_gpu)
-    # A GPU has no HNSW. CAGRA is such a graph for one; it has no knob of ours, and is built here.
+    # FAISS has no HNSW on a GPU. CAGRA is its graph index there: without a measured knob, and built here.
     if not hasattr(faiss, "GpuIndexCagra"):
         _fall_back(f"a GPU has no {factory!r}, and this faiss no CAGRA; install faiss-gpu-cuvs, or use IVF")
         return exact
@@ -129,9 +130,9 @@ def open_faiss(
 
 
 def cloner(factory: str) -> Any:
-    """Return how an index is taken to a GPU: tables of product quantizers in float16.
+    """Return FAISS's options for copying an index to a GPU: lookup tables of product quantizers in float16.
 
-    In float32 those of 64 bytes an item have no room in shared memory. What is found is scored anew.
+    With 64-byte codes, float32 tables do not fit in shared memory. Results are rescored exactly anyway.
     """
     import faiss
 
@@ -142,7 +143,7 @@ def cloner(factory: str) -> Any:
 
 @functools.cache
 def gpu_resources(device: int) -> Any:
-    """Return FAISS's resources on a GPU: one object a process, whose scratch memory is bounded."""
+    """Return FAISS's resources on a GPU: one object per process, with bounded scratch memory."""
     import faiss
 
     resources = faiss.StandardGpuResources()

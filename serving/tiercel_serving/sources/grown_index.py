@@ -1,4 +1,4 @@
-"""An index and the vectors of items that came after it: these are searched exactly, and merged."""
+"""An index, and vectors of items added since it was built, which are searched exactly and merged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .scan import Space
 
 
 class Held(Protocol):
-    """The index that the release made."""
+    """The index of the release."""
 
     space: Space
 
@@ -28,16 +28,16 @@ class Held(Protocol):
 
 
 class GrownIndex:
-    """An index with more items, few of them.
+    """An index with a few added items.
 
     Parameters
     ----------
     index
         The index.
     query
-        The tensor of the queries.
+        The name of the query tensor.
     vectors, rows
-        ``[n, D]`` float32 and ``[n]`` ascending catalogue rows of the items besides.
+        ``[n, D]`` float32 vectors and ``[n]`` ascending catalogue rows of the added items.
     """
 
     def __init__(self, index: Held, query: str, vectors: Array, rows: Rows) -> None:
@@ -45,7 +45,7 @@ class GrownIndex:
         self._new = Space(np.ascontiguousarray(vectors), rows, index.space.items)
 
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the best ``count`` of both."""
+        """Return the best ``count`` allowed items of the index and the added ones together."""
         scores, rows = self._index.candidates(arrays, mask, count)
         own = np.broadcast_to(self._new.rows_at(np.arange(len(self._new))), (len(rows), len(self._new)))
         places = np.where(mask.allows(own), np.arange(len(self._new)), len(self._new))
@@ -55,7 +55,7 @@ class GrownIndex:
         return best_scores[:, :count], best_rows[:, :count]
 
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
-        """Return the inner products of queries with any items ``[B, M]``."""
+        """Return the inner products ``[B, M]`` of queries with any items; -inf for items without a vector."""
         new: Scores = self._new.score(arrays[self._query], self._new.positions_of(rows))
         return np.maximum(self._index.score(arrays, rows), new)
 
@@ -67,5 +67,5 @@ class GrownIndex:
         return Space(vectors, np.append(rows, self._new.rows_at(np.arange(len(self._new)))), old.items)
 
     def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the items of both with the largest cosine to the mean direction of the given ones."""
+        """Return the items, old or added, with the largest cosine to the mean direction of the given ones."""
         return self._both.alike(self._both.positions_of(rows), mask, count)

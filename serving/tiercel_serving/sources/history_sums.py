@@ -1,7 +1,4 @@
-"""What sources that add up weights of a user's history share.
-
-Settings with the plain reference, and the opened source.
-"""
+"""Base classes of sources that sum weights over a user's history: settings, with reference, and source."""
 
 from __future__ import annotations
 
@@ -20,16 +17,16 @@ from .table import UserTensors
 
 
 class HistorySums(Settings, frozen=True):
-    """Base of the settings of such a source.
+    """Base of the settings of a source that sums weights over a user's history.
 
-    An item whose sum isn't above zero is no candidate: the history says nothing for it.
+    Only items whose sum is above zero are candidates.
 
     Parameters
     ----------
     name
-        What ``--explain`` calls it; the retrieval model of this name feeds it.
+        Its name in ``--explain``; the retrieval model of this name feeds it.
     quota
-        How many candidates it may give; None is whatever the other quotas leave.
+        Number of candidates that it may give; None is what the other quotas leave.
     """
 
     name: str
@@ -42,7 +39,7 @@ class HistorySums(Settings, frozen=True):
         return ("history_row",)
 
     def totals(self, arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
-        """Return item → its sum for a history, in float64, in plain Python."""
+        """Return item row → its float64 sum over a history, in plain Python."""
         raise NotImplementedError
 
     def reference(
@@ -54,12 +51,12 @@ class HistorySums(Settings, frozen=True):
         return sorted([pair for pair in scored if pair[1] > 0], key=lambda pair: (-pair[1], pair[0]))[:count]
 
     def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
-        """Return one item's sum."""
+        """Return one item's sum, rounded to float32; 0 if the history gives it none."""
         return float(np.float32(self.totals(arrays, user["history_row"].tolist()).get(row, 0.0)))
 
 
 class OpenedSums:
-    """Base of such a source, opened.
+    """Base of an opened source of that kind.
 
     Parameters
     ----------
@@ -75,13 +72,13 @@ class OpenedSums:
         return best_allowed(*self.sums(arrays["history_row"]), mask, self._items, count)
 
     def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return what the given items say together: they are as a history."""
+        """Return the candidates of users whose history is the given items."""
         return self.candidates({"history_row": rows}, mask, count)
 
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
-        """Return the sums of any items ``[B, M]``; -inf for the pad row."""
+        """Return the sums ``[B, M]`` of any items; -inf for the pad row."""
         return sums_of(*self.sums(arrays["history_row"]), rows, self._items)
 
     def sums(self, history: Rows) -> tuple[Rows, Scores]:
-        """Return cells ``[n]`` of users × (I + 1), ascending, and what histories ``[B, L]`` say in sum."""
+        """Return ascending cells ``[n]`` of a table B × (I + 1) and their sums, for histories ``[B, L]``."""
         raise NotImplementedError

@@ -24,25 +24,25 @@ from .grown_index import GrownIndex
 from .scan import ExactSearch, Search, Space, longest_norm
 from .table import Made, Material, UserTensors
 
-if TYPE_CHECKING:  # FAISS is loaded where an index is opened: every process of a server reads these settings
+if TYPE_CHECKING:  # every process of a server reads these settings; only one that opens an index needs FAISS
     from .search import Profile
 
-#: A part of a factory string whose number is 0: no links, no lists, no codes; or one link in a graph.
+#: A part of a factory string with too small a number: 0 links, lists or codes, or a graph with 1 link.
 _TOO_FEW = re.compile(r"HNSW0*1(?!\d)|[A-Za-z]+(\d+x)?0+(?!\d)")
 
 #: The index's file in its artefact.
 INDEX_FILE = "index.faiss"
 
-#: Of a catalogue that rules have cut down to so many items no index is made: a scan is quicker.
+#: If rules leave at most this many items of the catalogue, no index is built: a scan is faster.
 EXACT_ITEMS = 32_768
 
-#: So few items are indexed for a try before anything is trained.
+#: Up to this many items, a trial index over random vectors is built before anything is trained.
 _FEW = 4_096
 
-#: Queries whose served recall is measured.
+#: Number of queries used to measure the served recall.
 MEASURED = 200
 
-#: What vectors may be rounded to on a device.
+#: Formats that vectors may have on a device.
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 _RECALL = Range(0, 1, open_low=True)
@@ -51,27 +51,27 @@ _RECALL = Range(0, 1, open_low=True)
 class Index(Settings, frozen=True, tag="index"):
     """Item vectors searched by a query, in FAISS.
 
-    A candidate's score is the float32 inner product of query and item vector, summed the same way whatever
-    the index type and batch.
+    A candidate's score is the float32 inner product of query and item vector. It depends on neither the index
+    type nor the rest of the batch.
 
     Parameters
     ----------
     name
-        What ``--explain`` calls it; the retrieval model of this name gives queries and item vectors.
+        Its name in ``--explain``; the retrieval model of this name gives queries and item vectors.
     quota
-        How many candidates it may give; None is whatever the other quotas leave.
+        Number of candidates that it may give; None is what the other quotas leave.
     factory
         A FAISS factory string: ``Flat`` (exact), ``IVF256,Flat``, ``HNSW32`` and so on.
     parameters
-        FAISS search parameters, such as ``{"nprobe": 16}``; empty lets the export search them.
+        FAISS search parameters, such as ``{"nprobe": 16}``; empty lets the export tune them.
     min_recall
-        The export fails if the index finds a smaller share of what exact search finds.
+        The export fails if the index finds a smaller share of the items that exact search finds.
     precision
-        In what the vectors lie on a device, for targets whose stages run there: ``float32``, ``float16`` or
-        ``bfloat16``. What that costs in recall is measured at export.
+        Format of the vectors on a device, for targets whose stages run there: ``float32``, ``float16`` or
+        ``bfloat16``. The export measures the recall that rounding costs.
     exact_on_device
-        There, more items than this are searched by the index that ``factory`` made, in faiss-gpu (an HNSW as
-        CAGRA); None looks at every vector.
+        On a device, catalogues with more items than this are searched with the index that ``factory`` built,
+        in faiss-gpu (an HNSW as CAGRA); None always searches exactly.
     """
 
     name: str
@@ -88,11 +88,11 @@ class Index(Settings, frozen=True, tag="index"):
 
     @property
     def query(self) -> str:
-        """The tensor of its queries ``[B, D]`` float32."""
+        """The name of its query tensor, ``[B, D]`` float32."""
         return f"query_{self.name}"
 
     def problems(self) -> list[Problem]:
-        """Return a recall or parameters that cannot be."""
+        """Return invalid values of the settings: recall, precision, factory string or parameters."""
         ranges = {"min_recall": _RECALL, "exact_on_device": COUNT_OR_0}
         wrong = list(out_of_range(self, ranges, none={"exact_on_device": "a look at every vector"}))
         if self.precision not in PRECISIONS:
@@ -101,7 +101,7 @@ class Index(Settings, frozen=True, tag="index"):
         if not self.factory:
             wrong.append(Problem("factory", "expected a FAISS factory, got none", "use 'Flat'"))
         elif few := _TOO_FEW.search(self.factory):
-            # FAISS makes such an index, and ends the process as soon as vectors are added to it.
+            # FAISS creates such an index, and crashes the process when vectors are added to it.
             problem = f"{self.factory!r} asks for too few of something: {few[0]!r}"
             wrong.append(Problem("factory", problem, "use more, as in IVF256,Flat or HNSW32"))
         for key, value in self.parameters.items():
@@ -111,14 +111,14 @@ class Index(Settings, frozen=True, tag="index"):
         return wrong
 
     def misfits(self, dimension: int, items: int | None = None, allowed: int | None = None) -> list[Problem]:
-        """Return a factory string or parameters of which FAISS makes no index of such vectors.
+        """Return problems of a factory string or parameters with which FAISS can't index such vectors.
 
         Parameters
         ----------
         dimension
-            How long each vector is.
+            Length of each vector.
         items, allowed
-            How many there are, and how many pass the rules, where that is known.
+            Number of vectors, and of those that pass the rules; None if unknown.
         """
         import faiss
 
@@ -142,16 +142,18 @@ class Index(Settings, frozen=True, tag="index"):
         return wrong
 
     def reads(self) -> tuple[str, ...]:
-        """Return the tensor of its queries."""
+        """Return the name of its query tensor."""
         return (self.query,)
 
     def make(self, material: Material) -> Made:
-        """Keep the vectors of the allowed items; with queries at hand, build the index and measure it.
+        """Keep the vectors of the allowed items; if there are queries, build the index and measure it.
 
         Raises
         ------
         InvalidSettings
-            The index can't be built, or is served with a smaller recall than was asked for.
+            The index can't be built, or its served recall is below ``min_recall``.
+        KindUnavailable
+            ``precision`` is below float32, and torch, which measures its recall, is not installed.
         """
         space = _space(material)
         arrays: dict[str, Array] = {"vectors": space.vectors}
@@ -170,7 +172,7 @@ class Index(Settings, frozen=True, tag="index"):
         factory, ready, notes = self.factory, material.form.get("index"), []
         parameters = {name: int(value) for name, value in self.parameters.items()}
         if space.rows is not None and len(space) <= EXACT_ITEMS:
-            # What is left after the rules is looked at faster than any index is asked.
+            # Scanning the few items that rules leave is faster than searching any index.
             if ready is None:
                 check_parameters(space.vectors.shape[1], factory, parameters)
             factory, parameters = "Flat", {}
@@ -211,7 +213,7 @@ class Index(Settings, frozen=True, tag="index"):
         return Made(arrays, meta, {INDEX_FILE: partial(faiss.write_index, built.index)}, figures, notes)
 
     def _rounded(self, space: Space, queries: Array, seen: list[Rows], count: int) -> dict[str, Any]:
-        """Measure what a device finds among rounded vectors."""
+        """Measure the recall of a device's search over rounded vectors."""
         try:
             from .rounded_recall_torch import rounded_recall
         except ModuleNotFoundError as error:
@@ -240,10 +242,10 @@ class Index(Settings, frozen=True, tag="index"):
         )
 
     def open(self, artefact: Artefact, items: int, threads: int) -> VectorIndex:
-        """Open the index; in memory, where no index was built, the search is exact."""
+        """Open the index; an artefact without one, such as one made in memory, is searched exactly."""
         import faiss
 
-        # FAISS counts its threads for the whole process; a Python model has its own.
+        # FAISS's thread count applies to the process; each instance in Triton's Python backend has its own.
         faiss.omp_set_num_threads(threads)
         rows = artefact.arrays.get("rows")
         vectors = artefact.array("vectors", items - artefact.room if rows is None else len(rows))
@@ -276,7 +278,7 @@ class Index(Settings, frozen=True, tag="index"):
 
 
 def _space(material: Material) -> Space:
-    """Return the vectors of the items that may be recommended at all."""
+    """Return the vectors of the items that pass the rules."""
     vectors: Array = material.form["vectors"]
     if material.allowed is None or material.allowed.all():
         return Space(vectors, None, material.items)
@@ -285,12 +287,12 @@ def _space(material: Material) -> Space:
 
 
 def _measured(material: Material, queries: Array) -> tuple[Array, list[Rows], tuple[Array, list[Rows]]]:
-    """Return the queries that are measured with what their users have had, and those who have had much."""
+    """Return queries to measure with and their users' seen rows; then both for users who have seen many."""
     from .search import HEAVY
 
     seen = list(material.seen) or [np.zeros(0, np.int64)] * len(queries)
     much = np.array([len(rows) > HEAVY * material.candidates for rows in seen], np.bool_)
-    # If that is everybody, they are the typical ones too.
+    # If all users have seen many, they also serve as the typical ones.
     groups = ~much | much.all(), much
     places = [np.flatnonzero(group)[:MEASURED] for group in groups]
     parts = [(queries[some], [seen[at] for at in some.tolist()]) for some in places]
@@ -298,17 +300,19 @@ def _measured(material: Material, queries: Array) -> tuple[Array, list[Rows], tu
 
 
 def read_index(file: Path, vectors: Array) -> Any:
-    """Read an index file, mapped where its type can be.
+    """Read an index file; memory-map it if its type allows that.
 
     Raises
     ------
     ArtefactCorrupt
-        The file is no index, or holds another number of items.
+        The file is not an index, or its number of items or dimensions differs from that of ``vectors``.
+    MachineFault
+        The machine is at fault, such as too little memory.
     """
     import faiss
 
-    # Mapped, so that the instances of a model share one copy. Older versions of FAISS can only map
-    # inverted lists, and then start 32 threads at each search to read ahead: there it is read instead.
+    # Mapped, so that the instances of a model share one copy. Older versions of FAISS can only map inverted
+    # lists, and then start 32 read-ahead threads at each search: with those the file is read instead.
     mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
     try:
         try:
@@ -336,7 +340,7 @@ class VectorIndex:
     Parameters
     ----------
     query
-        The tensor of the queries.
+        The name of the query tensor.
     space
         The vectors that are searched.
     search
@@ -347,7 +351,7 @@ class VectorIndex:
         self._query, self.space, self._search = query, space, search
 
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the nearest ``count`` that the mask allows."""
+        """Return the ``count`` allowed items with the largest inner products."""
         return self._search.nearest(arrays[self._query], mask, count)
 
     def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
@@ -356,7 +360,7 @@ class VectorIndex:
         return held
 
     def grown(self, vectors: Array, rows: Rows) -> GrownIndex:
-        """Return the index with more items."""
+        """Return the index with added items."""
         return GrownIndex(self, self._query, vectors, rows)
 
     def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
@@ -364,12 +368,15 @@ class VectorIndex:
         return self.space.alike(self.space.positions_of(rows), mask, count)
 
     def score(self, arrays: Arrays, rows: Rows) -> Scores:
-        """Return the inner products of queries with any items ``[B, M]``."""
+        """Return the inner products ``[B, M]`` of queries with any items; -inf for items without a vector."""
         return self.space.score(arrays[self._query], self.space.positions_of(rows))
 
 
 def _too_few(factory: str, dimension: int, items: int) -> list[Problem]:
-    """Return why an index can't be built over so few items; where they are many, by its lists alone."""
+    """Return why an index can't be built over ``items`` items.
+
+    The number of IVF lists is always checked. Up to :data:`_FEW` items, a trial index is built.
+    """
     import faiss
 
     from .index_build import faiss_reason

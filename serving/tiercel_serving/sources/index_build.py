@@ -1,4 +1,4 @@
-"""How an index is built: FAISS by factory string, and its search parameter, measured for every depth."""
+"""Building of a FAISS index from a factory string, and measuring of its search parameter for each depth."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from .scan import ExactSearch, Search, Space
 from .search import DEEP, IndexSearch, Profile, Rung
 from .served_recall import mask_of
 
-#: What FAISS says first, and once more for each thread and each index inside another:
-#: "Error in <C++ function> at <file>:<line>: Error: '<condition>' failed: <words>". The condition or the
-#: words may be missing, and a function's name may hold spaces, commas and brackets.
+#: The prefix of a FAISS error, repeated for each thread and each nested index:
+#: "Error in <C++ function> at <file>:<line>: Error: '<condition>' failed: <message>". The condition or the
+#: message may be missing, and a function's name may contain spaces, commas and brackets.
 _PLACE = re.compile(r"Error in .+? at \S+:\d+: (Error: )?('.*?' failed: (?=.))?")
 
-#: What FAISS says of a condition of its own alone, and what that means here.
+#: FAISS errors without a useful message → what they mean here.
 _BARE = {
     "'metric == METRIC_L2' failed": "it knows no inner product, by which items are found",
     "C++ exception stoi": "a number in it is too large",
     "add_with_ids": "its vectors need ids of their own; leave IDMap out: position = row",
 }
 
-#: Knobs that trade time for recall, tried in this order on whatever the factory string builds.
+#: Search parameters that trade time for recall ("knobs"), tried on an index in this order.
 KNOBS = ("nprobe", "efSearch")
 
-#: How many times deeper than the one before a rung of the ladder lies, and how many rungs there are at most.
+#: Ratio of the depths of two successive rungs of the ladder, and the largest number of rungs.
 RUNG, RUNGS = 2, 7
 
-#: A knob that finds about all that an index has; and how many queries its rounding is measured with.
+#: A knob value that finds nearly everything an index holds, and the number of queries for :func:`_margin`.
 THOROUGH, MARGIN_QUERIES = 4096, 50
 
-#: Queries that the ladder is measured with; those that the time of a search is taken of, and how often.
+#: Number of queries for measuring the ladder, of queries for timing a search, and how often each is timed.
 LADDER_QUERIES, TIMED_QUERIES, TIMED_TURNS = 200, 8, 3
 
-#: Points that k-means learns a centroid from, at most; FAISS's own default of 256 takes four times as long.
+#: Largest number of k-means training points per centroid; FAISS's default of 256 takes four times as long.
 POINTS_PER_CENTROID = 64
 
 
 @dataclass(frozen=True)
 class IndexBuild:
-    """An index and what is known about it.
+    """A built index and its measurements.
 
     Parameters
     ----------
     index
-        The FAISS index; position = position of the vectors.
+        The FAISS index; its ids are positions of the vectors.
     factory
-        The string that made it, or ``ready`` if it was given.
+        The factory string that made it, or ``ready`` if the caller gave the index.
     profile
-        What was measured of it; None for an exact one, which needs no FAISS to be served.
+        Its measurements; None for an exact index, which is served without FAISS.
     parameters
-        Search parameters that it was given.
+        Search parameters that the caller gave.
     notes
-        What people should know.
+        Notes for people.
     """
 
     index: Any
@@ -88,35 +88,37 @@ def build_index(
     ready: Any = None,
     seed: int = 0,
 ) -> IndexBuild:
-    """Build or take over an index, and measure how its knob must be set to find the best at each depth.
+    """Build an index, or check a given one, and measure the knob value that each search depth needs.
 
     Parameters
     ----------
     vectors
         ``[A, D]`` float32.
     queries
-        ``[Q, D]`` float32, as like to real queries as can be had.
+        ``[Q, D]`` float32, as close to real queries as possible.
     factory
         A FAISS factory string, such as ``Flat`` or ``IVF256,Flat``.
     parameters
-        Search parameters by FAISS name (``nprobe``, ``efSearch``): where the knob begins; None lets it be
-        searched.
+        Search parameters by FAISS name (``nprobe``, ``efSearch``). A knob among them is where the tuning
+        starts; None starts at 1.
     candidates
         N, the number of candidates that retrieval asks for.
     min_recall
-        The recall that each depth shall have.
+        The recall required at each depth.
     heavy
-        ``[H, D]`` queries of users who have had much, whom only the deeper rungs serve.
+        ``[H, D]`` queries of users who have seen many items, whom only the deeper rungs serve.
     ready
-        A trained and filled FAISS index to take instead, whose position i is position i of the vectors.
+        A trained and filled FAISS index to use instead; its id i must be position i of ``vectors``.
     seed
-        For the clustering.
+        For clustering and for sampling training vectors.
 
     Raises
     ------
     InvalidSettings
-        For a factory string that FAISS does not know, too few items to train on, a ready index of
-        other vectors, an unknown parameter, or a knob beyond what the index has.
+        FAISS does not know the factory string or a parameter, there are too few items to train on, the
+        ready index holds other vectors, or ``nprobe`` is above the number of lists.
+    MachineFault
+        The machine is at fault, such as too little memory.
     """
     index = _make(vectors, factory, seed) if ready is None else _check_ready(ready, vectors, queries)
     name = factory if ready is None else "ready"
@@ -149,7 +151,7 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
         ) from error
     plain = faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index)
     if isinstance(plain, faiss.IndexPQ):
-        # It orders the codes for a kind of search that is not used here, by annealing: half a minute or more.
+        # Polysemous training anneals the codes for a search mode not used here, for half a minute or more.
         plain.do_polysemous_training = False  # type: ignore[attr-defined]
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is not None:
@@ -159,7 +161,7 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
             )
         ivf.cp.seed = seed
         ivf.cp.max_points_per_centroid = POINTS_PER_CENTROID
-        # Small catalogues are trained on all they have; FAISS only warns about that.
+        # A small catalogue trains on all of its vectors; FAISS would only warn that they are few.
         ivf.cp.min_points_per_centroid = 1
     try:
         index.train(_sample(vectors, ivf, seed))
@@ -172,7 +174,7 @@ def _make(vectors: Array, factory: str, seed: int) -> Any:
 
 
 def _sample(vectors: Array, ivf: Any, seed: int) -> Array:
-    """Return the vectors to train on: enough for every list and every quantiser, not all of a million."""
+    """Return the vectors to train on: a sample that is large enough for every list and quantiser."""
     enough = max(65_536, POINTS_PER_CENTROID * (0 if ivf is None else ivf.nlist))
     if len(vectors) <= enough:
         return vectors
@@ -188,7 +190,8 @@ def _check_ready(index: Any, vectors: Array, queries: Array) -> Any:
             f"index: the given one must hold {len(vectors)} vectors of {vectors.shape[1]} dimensions, "
             f"position = row of `items`; it holds {index.ntotal} of {index.d}"
         )
-    # The scores that it gives are its own vectors': rounded perhaps, but not as far off as chance.
+    # Scores of the given index may be rounded, but must lie at least twice as close to the products with
+    # these vectors as to those with other vectors.
     told, found = index.search(queries[:LADDER_QUERIES], min(10, len(vectors)))
     if (found >= len(vectors)).any():
         raise InvalidSettings(
@@ -206,7 +209,7 @@ def _check_ready(index: Any, vectors: Array, queries: Array) -> Any:
 
 
 def check_parameters(dimension: int, factory: str, parameters: Mapping[str, int]) -> None:
-    """Refuse parameters that an index of this kind does not have, without building one."""
+    """Raise InvalidSettings for parameters that an index of this factory string does not have."""
     index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     for name, value in parameters.items():
         _set(index, name, value)
@@ -246,16 +249,16 @@ def _measure(
     candidates: int,
     min_recall: float,
 ) -> Profile:
-    """Find, for deeper and deeper searches, the knob that reaches the recall, and what it costs.
+    """Find, for increasing search depths, the knob value that reaches the recall, and its cost.
 
-    The first rung is held to the first queries, the deeper ones to the others too. The exact answers are
-    looked up once, for the deepest. The ladder ends where a scan of everything is hardly dearer, or where the
-    knob no longer helps: there the vectors themselves are rounded.
+    The first rung must reach the recall on the first set of queries, deeper rungs on all sets. Exact answers
+    are computed once, for the largest depth. The ladder ends where a search is not much cheaper than a scan,
+    or where no knob value reaches the recall because the index rounds its vectors.
     """
     picked = [some[:LADDER_QUERIES] for some in queries]
     size = len(vectors)
     depths = list(dict.fromkeys(min(candidates * RUNG**i, size) for i in range(RUNGS)))
-    # Half way from what was asked for to perfection, since other queries will come than these.
+    # Half way between the requested recall and 1, since queries in production differ from these.
     target = (1 + min_recall) / 2
     best = [faiss.knn(some, vectors, depths[-1], metric=faiss.METRIC_INNER_PRODUCT)[0] for some in picked]
     space = Space(vectors, None, size)
@@ -264,7 +267,7 @@ def _measure(
     value = begin or 1
     rungs: list[Rung] = []
     for depth in depths:
-        # As served: the first rung gets N and what is to spare, the others what lies within their depth.
+        # As when serving: the first rung looks at N items plus the margin, the others at ``depth`` in all.
         looked = min(Profile(knob, margin, ()).looked_at(depth), size) if not rungs else depth
         sure = depth if not rungs else max(int(depth / (1 + margin)), 1)
         reached = 1.0
@@ -284,10 +287,10 @@ def _measure(
 def _margin(
     index: Any, knob: str | None, vectors: Array, queries: Array, best: Array, target: float
 ) -> float:
-    """Return how many more than the best must be looked at to have them, over their number, at most 3.
+    """Return how many extra results must be rescored to have the best, as a share of their number; at most 3.
 
-    It is the rounding of the vectors that counts here, not the knob: of the best that were found at all,
-    those behind the first so many are counted. They may lose a third of what the recall allows to be lost.
+    This measures the index's rounding of vectors, not its knob: only those of the best that the index finds
+    at all are counted. The share may lose a third of the recall that ``target`` allows to be lost.
     """
     count, size = best.shape[1], len(vectors)
     if knob is not None:
@@ -303,10 +306,10 @@ def _margin(
 
 
 def _cost(index: Any, space: Space, queries: Array, depth: int) -> float:
-    """Return the median time of a search over that of a scan.
+    """Return the median time of a search divided by that of a scan.
 
-    They take turns, so that each finds the caches as the other leaves them. Of a few turns the quickest
-    counts: what else the machine does only makes them slower. One query is one thread's work.
+    The two alternate, so that each finds the caches as the other leaves them. The fastest of several runs
+    counts, since other load on the machine only slows them. A single query runs on one thread.
     """
     mask, spent = mask_of(space, [[]]), np.full((2, TIMED_QUERIES), np.inf)
     threads = faiss.omp_get_max_threads()
@@ -337,9 +340,9 @@ def _climb(
     fetched: int,
     min_recall: float,
 ) -> tuple[int, float]:
-    """Raise the knob by half until enough of the best are among those fetched, or the knob is at its end.
+    """Raise the knob by half until enough of the best are among those fetched, or it is at its limit.
 
-    The last step is halved once where that is still enough: what is found too much is paid in every search.
+    The last step is halved once if that still suffices, since every search pays for a knob set too high.
     """
     limit = 1 if knob is None else _limit(index, knob)
 
@@ -358,9 +361,9 @@ def _climb(
 
 
 def _share(vectors: Array, queries: Array, found: Rows, best: Array) -> float:
-    """Return the share of the best ``[Q, n]`` scores that items found reach.
+    """Return the share of the best ``[Q, n]`` scores that items found reach, averaged over queries.
 
-    Which of several equal items stands at the cut-off is nobody's loss.
+    A different choice among items that tie at the cut-off does not count as a loss.
     """
     shares, count = [], best.shape[1]
     for query, rows, last in zip(queries, found, best[:, -1], strict=True):
@@ -371,9 +374,9 @@ def _share(vectors: Array, queries: Array, found: Rows, best: Array) -> float:
 
 
 def faiss_reason(error: Exception) -> str:
-    """Return the words of a FAISS error on one line, without the places in C++ where it happened.
+    """Return the message of a FAISS error on one line, without the C++ locations.
 
-    A condition that failed without words is given words, so far as people meet it.
+    Common errors without a useful message get one from :data:`_BARE`.
     """
     text = " ".join(str(error).split())
     words = _PLACE.sub("", text).strip() or text or type(error).__name__

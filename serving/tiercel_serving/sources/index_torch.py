@@ -1,4 +1,4 @@
-"""``index`` on a device: vectors that live there, searched exactly or by FAISS."""
+"""``index`` on a device: vectors in device memory, searched exactly or by FAISS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .search import Profile
 
 
 class IndexTensors:
-    """Item vectors on a device: searched exactly, above the recipe's size by the export's index in FAISS."""
+    """Item vectors on a device, searched exactly, or by FAISS above ``exact_on_device`` items."""
 
     def __init__(self, kind: Index, artefact: Artefact, items: int, place: Place) -> None:
         self._query = kind.query
@@ -40,9 +40,9 @@ class IndexTensors:
         self.capturable = self._search is self._exact
 
     def candidates(self, arrays: Mapping[str, Any], mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
-        """Return the nearest ``count`` that the mask allows."""
+        """Return the ``count`` allowed items with the largest inner products."""
         return self._search.nearest(arrays[self._query], mask, count)
 
     def score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
-        """Return the inner products of queries with any items ``[B, M]``."""
+        """Return the inner products ``[B, M]`` of queries with any items; -inf for items without a vector."""
         return self._exact.score_at(arrays[self._query], self._exact.positions_of(rows))

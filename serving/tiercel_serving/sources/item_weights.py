@@ -1,8 +1,8 @@
 """``item_weights``: a sparse item × item matrix, applied to the user's history.
 
-The score of item i is the sum of the weights ``W[j, i]`` over the items j of the history. W is kept row by
-row (CSR) and memory-mapped; only the rows of the histories are read, and nothing is ever users × items but
-for small ones.
+The score of item i is the sum of the weights ``W[j, i]`` over the items j of the history. W is stored by rows
+(CSR) and memory-mapped. Only the rows of the histories are read, and a dense array users × items is allocated
+only if it is small.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .table import Made, Material, UserTensors
 
 
 class ItemWeights(HistorySums, frozen=True, tag="item_weights"):
-    """Items by the sum of what the items of the history weigh for them.
+    """Items by the sum of their weights from the items of the history.
 
-    An item that stands in the history twice counts twice; the retrieval model of the source's name gives the
+    An item that occurs twice in the history counts twice. The retrieval model of the source's name gives the
     weights.
     """
 
@@ -37,7 +37,7 @@ class ItemWeights(HistorySums, frozen=True, tag="item_weights"):
         Raises
         ------
         InvalidSettings
-            They are no such matrix over the catalogue.
+            The weights are not a matrix over the catalogue; see :func:`checked_weights`.
         """
         offsets, columns, weights = checked_weights(material.form, material.items, self.name)
         if material.allowed is not None and not material.allowed.all():
@@ -53,12 +53,12 @@ class ItemWeights(HistorySums, frozen=True, tag="item_weights"):
         weights = artefact.array("weights", len(columns))
         offsets = artefact.array("offsets", items - artefact.room + 1)
         if artefact.room:
-            # New items weigh nothing.
+            # Added items have no weights.
             offsets = np.append(offsets, np.repeat(offsets[-1:], artefact.room))
         return WeightedItems(offsets, columns, weights, items)
 
     def totals(self, arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
-        """Return item → its sum, over the history in its order."""
+        """Return item row → its float64 sum, added in the order of the history."""
         totals: dict[int, float] = {}
         offsets = arrays["offsets"]
         for item in history:
@@ -70,24 +70,24 @@ class ItemWeights(HistorySums, frozen=True, tag="item_weights"):
         return totals
 
     def reference_score(self, arrays: Mapping[str, Array], user: UserTensors, row: int) -> float:
-        """Return one item's sum, over the history in its order, in float64."""
+        """Return one item's sum, added in float64 in the order of the history, rounded to float32."""
         offsets, total = arrays["offsets"], 0.0
         for item in user["history_row"].tolist():
             if item < len(offsets) - 1:
                 part = slice(int(offsets[item]), int(offsets[item + 1]))
-                # Of the item alone: the sums of all others would cost as much for each candidate.
+                # Only this item's weights: summing all items again for each candidate would be slow.
                 for weight in arrays["weights"][part][arrays["columns"][part] == row].tolist():
                     total += weight
         return float(np.float32(total))
 
 
 def checked_weights(form: Mapping[str, Any], items: int, name: str) -> tuple[Array, Array, Array]:
-    """Return offsets, columns and weights of a form: int64, int32 and float32.
+    """Return offsets, columns and weights of a form as int64, int32 and float32.
 
     Raises
     ------
     InvalidSettings
-        An array is missing, or they are no CSR matrix ``[I, I]`` of finite numbers.
+        An array is missing, or they are not a CSR matrix ``[I, I]`` of finite numbers.
     """
     what = f"item weights {name!r}"
     missing = [array for array in ("offsets", "columns", "weights") if array not in form]
@@ -129,7 +129,7 @@ class WeightedItems(OpenedSums):
         self._offsets, self._columns, self._weights = offsets, columns, weights
 
     def sums(self, history: Rows) -> tuple[Rows, Scores]:
-        """Return the sums of weights in the history's order; see :meth:`OpenedSums.sums`."""
+        """Return the sums of weights, added in the order of the history; see :meth:`OpenedSums.sums`."""
         users, width = len(history), self._items + 1
         real = history < self._items
         places, counts = picked(self._offsets, history[real])

@@ -1,6 +1,6 @@
-"""``lists``: the user's query chooses one of several lists of items, such as that of the nearest cluster.
+"""``lists``: the user's query selects one of several lists of items, such as that of the nearest cluster.
 
-The list is that of the key with the largest inner product with the query (ties by place).
+The selected list is that whose key has the largest inner product with the query; ties go to the first.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _NOTHING = np.float32(-np.inf)
 
 
 class Lists(Settings, frozen=True, tag="lists"):
-    """Items of one of the lists that a model leaves.
+    """Items of one of the lists that a retrieval model provides.
 
     Parameters
     ----------
     name
-        What ``--explain`` calls it; the retrieval model of this name gives queries, keys and lists.
+        Its name in ``--explain``; the retrieval model of this name gives queries, keys and lists.
     quota
-        How many candidates it may give; None is whatever the other quotas leave.
+        Number of candidates that it may give; None is what the other quotas leave.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Lists(Settings, frozen=True, tag="lists"):
 
     @property
     def query(self) -> str:
-        """The tensor of its queries ``[B, D]`` float32."""
+        """The name of its query tensor, ``[B, D]`` float32."""
         return f"query_{self.name}"
 
     def reads(self) -> tuple[str, ...]:
-        """Return the tensor of its queries."""
+        """Return the name of its query tensor."""
         return (self.query,)
 
     def make(self, material: Material) -> Made:
@@ -54,7 +54,7 @@ class Lists(Settings, frozen=True, tag="lists"):
         Raises
         ------
         InvalidSettings
-            They are no lists over the catalogue.
+            The form is not a set of lists over the catalogue; see :func:`checked_lists`.
         """
         form = checked_lists(material.form, material.items, self.name)
         if material.allowed is not None and not material.allowed.all():
@@ -86,12 +86,12 @@ _FORM: Mapping[str, Any] = {
 
 
 def checked_lists(form: Mapping[str, Any], items: int, name: str) -> dict[str, Array]:
-    """Return the arrays of a form, each list by (score descending, row ascending).
+    """Return the arrays of a form, each list sorted by (score descending, row ascending).
 
     Raises
     ------
     InvalidSettings
-        One is missing, or they do not fit together.
+        An array is missing, keys or scores are not finite, or the arrays do not fit together.
     """
     what = f"lists {name!r}"
     if missing := [array for array in _FORM if array not in form]:
@@ -118,7 +118,7 @@ class ListedItems:
     Parameters
     ----------
     query
-        The tensor of the queries.
+        The name of the query tensor.
     arrays
         ``keys [C, D]``, ``offsets [C + 1]``, ``rows [n]`` and ``scores [n]``.
     items
@@ -127,12 +127,12 @@ class ListedItems:
 
     def __init__(self, query: str, arrays: Arrays, items: int) -> None:
         self._query, self._keys, self._offsets = query, arrays["keys"], arrays["offsets"]
-        # The place behind the last holds the pad row.
+        # The place after the last holds the pad row.
         self._rows = np.append(arrays["rows"], items).astype(np.int64)
         self._scores = np.append(arrays["scores"], _NOTHING).astype(np.float32)
 
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the first ``count`` of each user's list that the mask allows."""
+        """Return the first ``count`` allowed items of each user's list."""
         chosen = np.einsum("bd,cd->bc", arrays[self._query], self._keys).argmax(axis=1)
         first, end = self._offsets[chosen, None], self._offsets[chosen + 1, None]
         width = max(int((end - first).max(initial=0)), 1)

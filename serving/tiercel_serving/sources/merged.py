@@ -1,4 +1,4 @@
-"""The sources of a recommender combined: quotas, one scale of scores, no item twice, no masked items."""
+"""The sources of a recommender merged: quotas, one scale of scores, no duplicates, no masked items."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Candidates = tuple[Scores, Rows, npt.NDArray[np.int32]]
 class MergedSources:
     """Give each user the N best candidates that the mask allows.
 
-    Each source in order gives its share of items that no earlier one gave; what one leaves empty the others
-    fill in that order, beyond their shares, and the fallback last. The first source that can score any item
-    is the scale, or the weighted sum of those that the settings' ``blend`` names: by its scores all
-    candidates are sorted, ties by row. Without such a source each keeps its own scores, and sources follow
-    one another.
+    Each source, in order, gives up to its quota of items that no earlier source gave. Slots that stay empty
+    are filled by the other sources in the same order, beyond their quotas, and by the fallback last.
+    All candidates are sorted, ties by row, by scores on one common scale. That is the weighted sum of the
+    sources that the settings' ``blend`` names, or else the first source that can score any item. If no source
+    can, each keeps its own scores, and the candidates of one source follow those of another.
 
     Parameters
     ----------
@@ -38,14 +38,15 @@ class MergedSources:
     items
         I.
     failures
-        Source → users that it failed, counted here: the others fill its share. None lets a failure pass.
+        Source name → number of users for whom it failed, counted here; the other sources fill its slots. With
+        None, an error of a source is raised.
 
     Attributes
     ----------
     count : int
         N.
     terms : tuple of (int, float)
-        The places of the sources that give the scale, each with its weight; none if nothing scores.
+        The places of the sources that make up the common scale, each with its weight; empty if none scores.
     """
 
     def __init__(
@@ -63,23 +64,23 @@ class MergedSources:
         if not self.terms:
             scorers = (i for i, source in enumerate(self._sources) if isinstance(source, Scorer))
             self.terms = tuple((place, 1.0) for place in itertools.islice(scorers, 1))
-        #: The place of a source whose own scores are on the scale.
+        #: The place of the source whose own scores are the common scale, if there is one.
         self._scale = self.terms[0][0] if [weight for _, weight in self.terms] == [1.0] else None
-        # One source that fills every slot on its own scale has nothing to be merged with.
+        # If one source fills every slot, with scores that need no rescaling, there is nothing to merge.
         own = not self.terms or self._scale == self._shares[0][0]
         self._alone = self._shares[0][1] == self.count and own
-        # Its code for every slot of the largest batch so far; nobody writes to it.
+        # That source's code for every slot of the largest batch so far; read-only.
         self._codes_alone = np.empty((0, self.count), np.int32)
 
     def personal(self, arrays: Arrays, mask: Mask) -> Candidates:
-        """Return the candidates of users of whom something is known.
+        """Return the candidates of users about whom something is known.
 
         Parameters
         ----------
         arrays
-            What the sources read, ``[B, …]``.
+            The tensors that the sources read, ``[B, …]``.
         mask
-            What each user must not get; it is added to.
+            Items that each user must not get; candidates of earlier sources are added to it.
         """
         asked = _Asked(self._sources, arrays, mask, self._pad, self._names, self._failures)
         for place, share in self._shares:
@@ -90,7 +91,7 @@ class MergedSources:
         parts = [self._scaled(asked, place, *part) for place, part in asked.parts]
         codes = np.repeat([place + 1 for place, _ in asked.parts], [part[1].shape[1] for part in parts])
         lacking = self.count - len(codes)
-        if lacking > 0:  # nobody had more
+        if lacking > 0:  # no source had more
             shape = (mask.users, lacking)
             parts.append((np.full(shape, np.float32(-np.inf)), np.full(shape, self._pad)))
             codes = np.append(codes, np.full(lacking, NO_SOURCE))
@@ -101,7 +102,7 @@ class MergedSources:
         return self._blank(pick(scores, order), pick(rows, order), codes.astype(np.int32)[order])
 
     def _codes_of(self, users: int) -> npt.NDArray[np.int32]:
-        """Return ``[B, N]`` of the code of the one source that fills every slot."""
+        """Return ``[B, N]`` filled with the code of the one source that fills every slot."""
         codes = self._codes_alone
         if len(codes) < users:
             code = self._shares[0][0] + 1
@@ -109,16 +110,17 @@ class MergedSources:
         return codes[:users]
 
     def fallback(self, arrays: Arrays, mask: Mask) -> Candidates:
-        """Return the fallback's candidates, with its own scores, for users of whom nothing is known."""
+        """Return the fallback's candidates, with its own scores, for users about whom nothing is known."""
         scores, rows = self._sources[self._fallback].candidates(arrays, mask, self.count)
         return self._blank(scores, rows, np.full(rows.shape, self._fallback + 1, np.int32))
 
     def ranked(self, arrays: Arrays, mask: Mask, rows: Rows) -> Candidates:
-        """Return the N best of the items ``[B, M]`` that a request names, of each once, that the mask allows.
+        """Return the N best allowed items of those ``[B, M]`` that a request names, without duplicates.
 
-        They are on the common scale, and have the code of the source that gives it: to a ranker they are as
-        if it had found them. Without a scale they keep their order, and have the first source's code. What
-        can't be scored, since it passes no rule, is last; its score is 0.
+        They are scored on the common scale and carry the code of the scale's first source, so a ranker sees
+        them as if that source had found them. Without a scale they keep their order and carry the code of the
+        first source with a quota. Items that can't be scored come last with score 0: an index, for instance,
+        has no vector of an item that fails a rule.
         """
         rows = np.where(mask.allows(rows), rows, self._pad)
         rows[repeated(rows)] = self._pad
@@ -140,11 +142,11 @@ class MergedSources:
         return self._score(arrays, rows) if self.terms else None
 
     def term_scores(self, arrays: Arrays, rows: Rows) -> Scores:
-        """Return what each source of the scale gives any items, without its weight: ``[T, B, M]``."""
+        """Return ``[T, B, M]``, the unweighted scores of any items from each source of the scale."""
         return np.stack([cast("Scorer", self._sources[place]).score(arrays, rows) for place, _ in self.terms])
 
     def _score(self, arrays: Arrays, rows: Rows) -> Scores:
-        """Return the scores ``[B, M]`` of any items on the common scale, which there is."""
+        """Return the scores ``[B, M]`` of any items on the common scale, which must exist."""
         if self._scale is not None:
             return cast("Scorer", self._sources[self._scale]).score(arrays, rows)
         total = np.zeros(rows.shape, np.float32)
@@ -153,11 +155,11 @@ class MergedSources:
         return total
 
     def _scales(self, asked: _Asked) -> bool:
-        """Whether there is a common scale, and none of the sources that give it broke."""
+        """Whether there is a common scale, and none of its sources failed."""
         return bool(self.terms) and not any(place in asked.failed for place, _ in self.terms)
 
     def _fill(self, asked: _Asked) -> None:
-        """Fill what the shares left empty, from the sources that have more and the fallback last."""
+        """Fill slots that are still empty from the sources that have more, the fallback last."""
         for place in self._fillers:
             missing = self.count - asked.found()
             most = int(missing.max())
@@ -183,7 +185,7 @@ class MergedSources:
         return order
 
     def _blank(self, scores: Scores, rows: Rows, source: npt.NDArray[np.int32]) -> Candidates:
-        """Blank the scores and sources of empty slots, which are the last of a user."""
+        """Set score and source of empty slots to 0; a user's empty slots are the last ones."""
         if rows[:, -1].max() == self._pad:
             empty = rows == self._pad
             scores = np.where(empty, np.float32(0), scores)
@@ -192,7 +194,7 @@ class MergedSources:
 
 
 class _Asked:
-    """What the sources gave to the users of a mask, one after the other; each item once."""
+    """The candidates that the sources have given so far to the users of a mask; each item once."""
 
     def __init__(
         self,
@@ -207,19 +209,19 @@ class _Asked:
         self._names, self._failures = names, failures
         #: Place of a source, and scores and rows ``[B, n]`` that it gave.
         self.parts: list[tuple[int, tuple[Scores, Rows]]] = []
-        #: The places of sources that broke.
+        #: The places of sources that failed.
         self.failed: set[int] = set()
         self._masked = 0
 
     def of(self, place: int, count: int) -> tuple[Scores, Rows]:
-        """Ask a source for so many items that no other gave."""
+        """Ask a source for ``count`` items that no earlier one gave."""
         for _, (_, rows) in self.parts[self._masked :]:
             self._mask.add(rows)
         self._masked = len(self.parts)
         try:
             found = self._sources[place].candidates(self.arrays, self._mask, count)
         except Exception:
-            # The last that could give anything breaks the request: an empty answer would hide it.
+            # If the last working source fails, the batch fails: an empty answer would hide the error.
             if self._failures is None or len(self.failed) == len(self._sources) - 1:
                 raise
             self.failed.add(place)
@@ -235,6 +237,6 @@ class _Asked:
         return counts
 
     def has_more(self, place: int, wanting: npt.NDArray[np.bool_]) -> bool:
-        """Whether a source may have more for one of some users: it filled its share, or was not asked."""
+        """Whether a source may have more for some of these users: it filled its quota, or was not asked."""
         given = [rows[wanting, -1] for at, (_, rows) in self.parts if at == place]
         return place not in self.failed and all((rows != self._pad).any() for rows in given)

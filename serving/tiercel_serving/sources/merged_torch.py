@@ -1,6 +1,7 @@
-"""The sources of a recommender as one, on a device: :mod:`.merged`, in torch.
+"""The sources of a recommender merged on a device: :mod:`.merged`, in torch.
 
-Nothing waits for the device, so that what :mod:`.merged` does only where somebody lacks items is always done.
+Nothing synchronises with the device. So steps that :mod:`.merged` takes only if a user lacks items are always
+taken here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LOWEST = float("-inf")
 
 
 class TensorSource(Protocol):
-    """A source whose candidates are tensors; what it reads may lie on either side."""
+    """A source whose candidates are tensors; its inputs may be on the host or on the device."""
 
     def candidates(self, arrays: Mapping[str, Any], mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
         """Return each user's ``count`` best allowed items, as :meth:`~.table.Source.candidates` does."""
@@ -33,7 +34,7 @@ class TensorSource(Protocol):
 
 
 class TensorScorer(TensorSource, Protocol):
-    """One that scores any item."""
+    """A source that can score any item."""
 
     def score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
         """Return the scores ``[B, M]`` of items ``[B, M]``; -inf for the pad row."""
@@ -42,13 +43,13 @@ class TensorScorer(TensorSource, Protocol):
 
 @runtime_checkable
 class Capturable(Protocol):
-    """A source that can say that all of its work is on the device: it may be captured as a graph."""
+    """A source that says whether all of its work is on the device, so that a graph may capture it."""
 
     capturable: bool
 
 
 class HostSource:
-    """A source without a form on a device: what it reads goes to the host, what it finds comes back."""
+    """A source without a device form: its inputs are copied to the host, its results to the device."""
 
     def __init__(self, source: Source, reads: Sequence[str], place: Copies) -> None:
         self._source, self._reads, self._place = source, tuple(reads), place
@@ -59,7 +60,7 @@ class HostSource:
         return self._place.put(scores), self._place.put(rows)
 
     def score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
-        """Have the source score on the host."""
+        """Score the items on the host."""
         assert isinstance(self._source, Scorer)
         found: Tensor = self._place.put(self._source.score(self._host(arrays), self._place.take(rows)))
         return found
@@ -82,12 +83,12 @@ class MergedTensorSources:
     sources
         The opened sources, in the settings' order.
     terms
-        The places of the sources that give the scale, :class:`TensorScorer` each, with their weights; none
-        if no source scores.
+        The places of the sources that make up the common scale, each a :class:`TensorScorer`, with their
+        weights; empty if no source scores.
     items
         I.
     device
-        Where tensors are made.
+        Device on which tensors are created.
     """
 
     def __init__(
@@ -101,9 +102,9 @@ class MergedTensorSources:
         self._sources, self.count, self._pad = tuple(sources), settings.candidates, items
         self._shares = [(place, quota) for place, quota in enumerate(settings.quotas()) if quota > 0]
         self._fallback, self._terms, self._device = settings.fallback, tuple(terms), device
-        #: The place of a source whose own scores are on the scale.
+        #: The place of the source whose own scores are the common scale, if there is one.
         self._scale = self._terms[0][0] if [weight for _, weight in self._terms] == [1.0] else None
-        # A source that was asked for all and leaves something empty has no more.
+        # A source that is asked for all N and leaves slots empty has no more.
         alone = [place for place, quota in self._shares if quota == self.count and place != self._fallback]
         self._fillers = [place for place in settings.fillers if place not in alone]
         codes = [place + 1 for place, quota in self._shares for _ in range(quota)]
@@ -111,7 +112,7 @@ class MergedTensorSources:
         self._codes = torch.tensor(codes, dtype=torch.int32, device=device)
 
     def personal(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
-        """Return the candidates of users of whom something is known; the mask is added to."""
+        """Return the candidates of users about whom something is known; they are added to the mask."""
         parts: list[tuple[Tensor, Tensor]] = []
         for place, quota in self._shares:
             if parts:
@@ -121,7 +122,7 @@ class MergedTensorSources:
             before = _beside([rows for _, rows in parts])
             mask.add(parts[-1][1])
             scores, rows = self._sources[place].candidates(arrays, mask, self.count)
-            # Each gives as many as those before left of the N.
+            # Each fills the slots that the earlier sources left empty.
             found = (before != self._pad).sum(dim=1, keepdim=True)
             wanted = numbers(self.count, rows.device) < self.count - found
             rows = torch.where(wanted, rows, self._pad)
@@ -132,12 +133,12 @@ class MergedTensorSources:
         return self._blank(*self._merged(scores, rows))
 
     def fallback(self, arrays: Mapping[str, Any], mask: TensorMask) -> Candidates:
-        """Return the fallback's candidates, with its own scores, for users of whom nothing is known."""
+        """Return the fallback's candidates, with its own scores, for users about whom nothing is known."""
         scores, rows = self._sources[self._fallback].candidates(arrays, mask, self.count)
         return self._blank(scores, rows, self._code(self._fallback, rows))
 
     def ranked(self, arrays: Mapping[str, Any], mask: TensorMask, rows: Tensor) -> Candidates:
-        """Return the N best of the items ``[B, M]`` that a request names, of each once, that may come."""
+        """Return the N best allowed items among those ``[B, M]`` that a request names, without duplicates."""
         rows = rows.masked_fill(~mask.allows(rows), self._pad)
         rows = rows.masked_fill(repeated(rows), self._pad)
         missing = self.count - rows.shape[1]
@@ -160,7 +161,7 @@ class MergedTensorSources:
         return self._score(arrays, rows), rows
 
     def _score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
-        """Return the scores ``[B, M]`` of any items on the common scale, which there is."""
+        """Return the scores ``[B, M]`` of any items on the common scale, which must exist."""
         scorers: Any = self._sources
         if self._scale is not None:
             own: Tensor = scorers[self._scale].score(arrays, rows)
@@ -171,12 +172,12 @@ class MergedTensorSources:
         return total
 
     def _merged(self, scores: Tensor, rows: Tensor) -> Candidates:
-        """Return the first N of all parts, which lie side by side."""
+        """Return the first N candidates of all sources, given side by side in ``[B, M]``."""
         keys, source = sort_keys(scores, rows), self._codes.expand(rows.shape)
         if self._terms:
             best, found, codes = arranged(keys, self.count, scores, rows, source)
             return best, found, codes
-        # Without a scale sources follow one another, and empty slots come last.
+        # Without a common scale, candidates are ordered by source; empty slots come last.
         order = ascending(keys)
         place = torch.where(rows == self._pad, len(self._sources) + 1, source)
         order = order.gather(1, ascending(place.gather(1, order).long()))[:, : self.count]
@@ -195,14 +196,14 @@ def first_listed(
 ) -> tuple[Tensor, Tensor]:
     """Return the first ``count`` of a list that the mask allows, as :meth:`TensorSource.candidates` does.
 
-    ``rows`` and ``scores`` are ``[A + 1]``, the last place holds the pad row and -inf. ``in_order`` says that
-    they are by (score descending, row ascending), of which scores that were rounded may know nothing.
+    ``rows`` and ``scores`` are ``[A + 1]``; the last place holds the pad row and -inf. ``in_order`` says
+    whether they are sorted by (score descending, row ascending): scores that were rounded may not be.
     """
     size = len(rows) - 1
-    # Of so many places no user has more masked than the mask has of anybody.
+    # No user has more than mask.most masked items, so these places hold ``count`` allowed ones.
     looked = size if mask.allowed is not None else min(size, count + mask.most)
     listed = rows[:looked].expand(mask.users, looked)
-    # Where there are no more, the last place, also if not so many were looked at.
+    # Missing items point at the last place, even where only part of the list was looked at.
     found = first_of(mask.allows(listed), count, size)
     best, items = scores[found], rows[found]
     if not in_order:

@@ -1,8 +1,8 @@
-r"""``popular``: the items with the most interactions, the same for everybody; of all time, or recently.
+r"""``popular``: the items with the most interactions, the same for all users; of all time, or recently.
 
 .. math:: s_i \propto \sum_{(u, i, t)} 2^{-(T - t) / h}
 
-where T is the time of the latest interaction and h the half-life; without one, each counts 1.
+where T is the time of the latest interaction and h the half-life; without h, each interaction counts 1.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _DAY_S = 86_400
 
 
 class Popular(Settings, frozen=True, tag="popular"):
-    """Items by how many interactions they have, of late or ever; the score is that number over the largest.
+    """Items by their number of interactions, recent or overall; the score is that number over the largest.
 
     Parameters
     ----------
     name
-        What ``--explain`` calls it.
+        Its name in ``--explain``.
     quota
-        How many candidates it may give; None is whatever the other quotas leave.
+        Number of candidates that it may give; None is what the other quotas leave.
     half_life_days
-        After so many days an interaction counts half; it needs their times. None counts all alike.
+        Age in days at which an interaction counts half; it needs timestamps. None counts all alike.
     """
 
     name: str = "popular"
@@ -48,12 +48,12 @@ class Popular(Settings, frozen=True, tag="popular"):
     form: ClassVar[str | None] = None
 
     def problems(self) -> list[Problem]:
-        """Return a half-life that is none."""
+        """Return an invalid half-life."""
         return list(out_of_range(self, {"half_life_days": POSITIVE}, none={"half_life_days": "all time"}))
 
     @property
     def needs_times(self) -> bool:
-        """Whether it counts what is of late."""
+        """Whether it weights interactions by age."""
         return self.half_life_days is not None
 
     def make(self, material: Material) -> Made:
@@ -62,7 +62,7 @@ class Popular(Settings, frozen=True, tag="popular"):
         Raises
         ------
         InvalidSettings
-            It asks when interactions were, and nobody knows.
+            ``half_life_days`` is set, but interactions have no times.
         """
         counts = np.bincount(material.rows, self._weights(material), minlength=material.items)
         order = np.argsort(-counts, kind="stable").astype(np.int32)
@@ -72,7 +72,7 @@ class Popular(Settings, frozen=True, tag="popular"):
         return Made({"rows": order, "scores": (counts[order] / highest).astype(np.float32)})
 
     def _weights(self, material: Material) -> npt.NDArray[np.float64] | None:
-        """Return what each interaction counts; None is 1."""
+        """Return the weight of each interaction; None means 1 for all."""
         if self.half_life_days is None:
             return None
         times = material.times
@@ -98,7 +98,7 @@ class Popular(Settings, frozen=True, tag="popular"):
 
 
 class PopularList:
-    """One list of items.
+    """One list of items for all users.
 
     Parameters
     ----------
@@ -109,13 +109,13 @@ class PopularList:
     """
 
     def __init__(self, rows: Array, scores: Array, items: int) -> None:
-        # The place behind the last holds the pad row.
+        # The place after the last holds the pad row.
         self._rows = np.append(rows, items).astype(np.int64)
         self._scores = np.append(scores, _NOTHING).astype(np.float32)
         self._size = len(rows)
 
     def candidates(self, arrays: Arrays, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the first ``count`` that the mask allows: the list is read on while somebody lacks some."""
+        """Return the first ``count`` allowed items, reading further only for users who still lack some."""
         places = np.full((mask.users, count), self._size)
         listed, open_ended = 2 * count + 16, np.arange(mask.users)
         while len(open_ended):

@@ -30,5 +30,5 @@ class PopularTensors:
         self._rows, self._scores = place.table(rows), place.table(scores)
 
     def candidates(self, arrays: Mapping[str, Any], mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
-        """Return the first ``count`` that the mask allows."""
+        """Return the first ``count`` allowed items."""
         return first_listed(self._rows, self._scores, self._in_order, mask, count)

@@ -1,4 +1,4 @@
-"""The recall lost by rounding an index's vectors for a device: measured at export, on the CPU."""
+"""The recall of an index whose vectors are rounded for a device; measured at export, on the CPU."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .scan import ExactSearch, Space
 
 
 def rounded_recall(space: Space, queries: Array, seen: Sequence[Rows], count: int, precision: str) -> float:
-    """Return which share of the best allowed items search over rounded vectors finds.
+    """Return the share of the best allowed items that a search over rounded vectors finds.
 
     Parameters
     ----------
     space
         The vectors, in float32.
     queries, seen
-        ``[Q, D]`` queries, and for each the catalogue rows that its user has had.
+        ``[Q, D]`` queries, and for each the catalogue rows that its user has seen.
     count
-        How many items are asked for.
+        Number of items to find.
     precision
         A key of :data:`~tiercel_serving.device.search_torch.DTYPES`.
     """

@@ -1,4 +1,4 @@
-"""Item vectors, and the best allowed ones for a query by looking at every vector: exact, for everybody."""
+"""Item vectors, and exact search for the best allowed items of a query by scanning all vectors."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ BLOCK_NUMBERS = 1 << 22
 #: Candidates taken beyond those needed, so that items which tie at the cut are all seen.
 MARGIN = 16
 
-#: Scores that one matrix product computes, 32 MB of them: the more users share it, the fewer times the
-#: vectors come from memory.
+#: Scores that one matrix product computes (32 MB). The more users share a product, the fewer times the
+#: vectors are read from memory.
 SCAN_SCORES = 1 << 23
 
-#: Where an allowed set leaves less than this share of the items, they alone are looked at: one vector that
-#: is gathered costs what some four cost that lie in a row.
+#: If an allowed set leaves less than this share of the items, only those are scored: gathering one vector
+#: costs about as much as reading four contiguous ones.
 FEW = 0.25
 
-#: The score of no item.
+#: The score of an empty slot.
 NOTHING = np.float32(-np.inf)
 
 
 class Search(Protocol):
-    """Finds the allowed items with the largest inner product."""
+    """A search for the allowed items with the largest inner product."""
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the ``count`` best allowed items of each query, by (score descending, row ascending).
@@ -53,8 +53,7 @@ class Search(Protocol):
 
         Returns
         -------
-        ``[B, count]`` float32 scores, -inf where there is no more item; ``[B, count]`` int64 rows, there
-        the pad row.
+        ``[B, count]`` float32 scores and int64 rows; -inf and the pad row I in empty slots.
         """
         ...
 
@@ -71,20 +70,20 @@ class Space:
     items
         I, the pad row.
     longest
-        The largest norm of a vector; None looks for it.
+        The largest norm of a vector; None computes it.
     """
 
     def __init__(self, vectors: Array, rows: Array | None, items: int, longest: float | None = None) -> None:
         self.vectors, self.items = vectors, items
         self.rows: Array | None = rows
-        # The position behind the last stands for the pad row, and for rows that are not searched.
+        # The position after the last stands for the pad row and for rows that are not searched.
         self._row_of = None if rows is None else np.append(rows, items).astype(np.int64)
         self._position_of: Array | None = None
         if rows is not None:
             self._position_of = np.full(items + 1, len(vectors), np.int32)
             self._position_of[rows] = np.arange(len(rows), dtype=np.int32)
-        # How far two float32 sums of one inner product may lie apart, per unit of the query's norm. The
-        # textbook bound: D roundings in each, of a sum that is at most the product of the norms.
+        # Bound on the difference of two float32 sums of one inner product, per unit of the query's norm: the
+        # textbook bound of D roundings in each, of a sum that is at most the product of the norms.
         most = longest_norm(vectors) if longest is None else longest
         self.slack = 2 * vectors.shape[1] * 2.0**-24 * most
 
@@ -108,8 +107,8 @@ class Space:
     def score(self, query: Array, positions: Rows) -> Scores:
         """Return inner products ``[B, M]`` of queries with items at positions; -inf for position A.
 
-        One sum an item over its own vector alone: unlike a matrix product's, its value does not depend on
-        what else is in the batch. The NaN of a broken model is -inf, which sorts.
+        Each product is summed over that item's vector alone. Unlike a matrix product's, its value does not
+        depend on the rest of the batch. NaN from a broken model becomes -inf, which sorts.
         """
         if not len(self):
             return np.full(positions.shape, NOTHING)
@@ -131,18 +130,18 @@ class Space:
         return scores[:, :count], rows[:, :count]
 
     def alike(self, positions: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the ``count`` allowed items with the largest cosine to the mean direction of some others.
+        """Return the ``count`` allowed items with the largest cosine to the mean direction of given ones.
 
         Parameters
         ----------
         positions
-            ``[B, M]`` positions of the others; A is none.
+            ``[B, M]`` positions of the given items; A is none.
         mask, count
-            What each row must not get, and how many.
+            Which items each row must not get, and how many to return.
 
         Returns
         -------
-        As :meth:`Search.nearest`; nothing where none of the others is searched, or has a direction.
+        As :meth:`Search.nearest`; all slots are empty if no given item is searched, or their mean is 0.
         """
         products = np.full((len(positions), len(self)), NOTHING)
         turned = self._turned
@@ -159,24 +158,25 @@ class Space:
 
     @cached_property
     def _turned(self) -> Scores:
-        """What makes each vector one of length 1; 0 for a vector without a direction."""
+        """``[A]`` factors that scale each vector to length 1; 0 for a zero vector."""
         norms: Scores = np.sqrt(np.einsum("id,id->i", self.vectors, self.vectors))
         return np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
 
     def scan(self, query: Array, mask: Mask, users: Sequence[int], count: int) -> tuple[Scores, Rows]:
-        """Return the best ``count`` of some users by looking at every vector; ``[n, count]`` each.
+        """Return scores and rows ``[n, count]`` of some users' best items by scanning all vectors.
 
-        A matrix product finds the items above a threshold, which is read off a sample; these are then
-        scored as everywhere. Items whose two sums might lie on either side of the cut are all among them.
+        A matrix product selects the items above a threshold, which is estimated from a sample. These are then
+        scored by :meth:`score`. The selection includes every item that rounding could have put on the other
+        side of the cut-off.
 
         Parameters
         ----------
         query
             ``[n, D]`` float32.
         mask, users
-            What those users of the mask must not get.
+            A mask, and those of its users that the queries belong to.
         count
-            How many.
+            How many items per user.
         """
         scores = np.empty((len(query), count), np.float32)
         rows = np.empty((len(query), count), np.int64)
@@ -215,7 +215,7 @@ class Space:
 
 
 def _threshold(rough: Scores, wanted: int) -> np.float32:
-    """Return a score that at least ``wanted`` items reach, and not many times more; -inf takes all."""
+    """Return a score that at least ``wanted`` items reach, but not many times more; -inf selects all."""
     if wanted * 4 >= len(rough):
         return NOTHING
     step = max(1, len(rough) // 16_384)

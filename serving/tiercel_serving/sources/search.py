@@ -1,9 +1,9 @@
-"""The best allowed items for a query by an approximate index, deeper where much is masked.
+"""The best allowed items for a query by an approximate index, searched deeper where many items are masked.
 
-An index is asked for a few more than are wanted, for all users of a batch at once. A user whose masked items
-crowd out the best ones is served alone: by the index with a knob that was measured for that depth, or by a
-scan of all vectors, whichever is cheaper. So nobody gets fewer items than there are, and a user with many
-masked items costs only that user's time.
+The index is first searched for a few more items than are wanted, for all users of a batch at once. A user
+whose masked items crowd out the best ones is then served separately: by the index with a knob that was
+measured for a larger depth, or by a scan of all vectors, whichever is cheaper. So no user gets fewer items
+than exist, and one user's many masked items do not slow down the search for the others.
 """
 
 from __future__ import annotations
@@ -22,59 +22,58 @@ from ..ranked.order import Rows, Scores, first_allowed, pick
 from ..spec import Array
 from .scan import MARGIN, NOTHING, Space, norm
 
-#: Further candidates that an index is asked for at first, in place of masked ones.
+#: The most extra candidates that the first search fetches to replace masked ones.
 SLACK = 128
 
-#: An approximate index that was measured at depth d is trusted to this many times d: by so much a guess of
-#: how deep the best lie may be wrong.
+#: An index that was measured at depth d is trusted up to this many times d. So much may an estimate of the
+#: needed depth be off.
 TRUSTED = 1.25
 
-#: Masked items that are looked at to guess whether they are among the user's best: where many are masked, and
-#: where so few are that each stands for little. To fetch their vectors is most of what a guess costs.
+#: Largest and smallest sample of masked items that estimates how many of them are among the user's best.
+#: Fetching their vectors is most of the cost of an estimate.
 SAMPLE, LEAST = 128, 48
 
-#: Who has had more than this many times N items is served alone. Such users are not like those that an index
-#: is tuned for: its deeper rungs are held to the recall for them too. What a request excludes says nothing of
-#: the kind.
+#: Users with more than this many times N seen items are served separately: their queries differ from those
+#: that the first rung is tuned for; deeper rungs are tuned for both. A request's exclusions do not count.
 HEAVY = 5
 
-#: An index is asked where that took less than this share of a scan when it was measured: elsewhere it may
-#: take longer. One user alone is searched deeper for where that takes less than the second share; than the
-#: third, where how deep is a guess that no search was made for. To fail costs a scan besides.
+#: Largest measured cost of an index search, as a share of a scan's: for a whole batch (another machine may
+#: need longer than the measured one), for a deeper search of one user, and for a deeper search whose depth is
+#: estimated without a first search. A failed attempt costs a scan in addition.
 WORTH, DEEP, BLIND = 0.7, 0.5, 0.12
 
-#: Where an allowed set leaves less than this share of the items, they are looked at one by one.
+#: If an allowed set leaves less than this share of the items, they are scored one by one.
 FEW = 1 / 16
 
-#: Where a search of the first rung takes more than this share of a scan, it is not asked in vain.
+#: If a first-rung search costs more than this share of a scan, it is skipped where it would be useless.
 CHEAP = 0.05
 
-#: How many times the knob of its depth a search for the last ``count`` of that depth is given: the outermost
-#: are found less surely than all within. At a million items, IVF4096,SQ8, 5,000 hidden, .993 becomes .996.
+#: Factor on the knob when only the last ``count`` items of a depth are wanted: these are found less reliably
+#: than those before them. With a million items, IVF4096,SQ8 and 5,000 hidden, recall rises from .993 to .996.
 EDGE = 1.3
 
-#: Indexes whose lists are read without their masked items.
+#: Index types that can skip masked items while they read their lists.
 SELECTING = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
 
-#: More lists than any index has.
+#: An ``nprobe`` above the number of lists of any index.
 _ALL = 1 << 30
-#: Deeper than any search.
+#: A depth beyond that of any search.
 _ENDLESS = np.int64(1) << 62
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """How an approximate index looks ``depth`` items deep with the recall asked for, all but its margin.
+    """What an approximate index needs to search ``depth`` items deep with the required recall.
 
     Parameters
     ----------
     depth
-        How many.
+        Number of items, including the margin except on the first rung.
     knob
-        What its knob must be.
+        Value of the knob.
     cost
-        What one search takes, over what a scan of all vectors takes.
+        Time of one search, as a share of that of a scan of all vectors.
     cut
-        What the ``depth``-th best item scores, over the norm of the query: the median of many queries.
+        Score of the ``depth``-th best item over the norm of the query; median of many queries.
     """
 
     depth: int
@@ -84,17 +83,17 @@ class Rung(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """What was measured of an approximate index.
+    """Measurements of an approximate index.
 
     Parameters
     ----------
     knob
-        The name of its knob (``nprobe``, ``efSearch``); None where it has none.
+        Name of the search parameter that trades time for recall (``nprobe``, ``efSearch``), or None.
     margin
-        How many more than are wanted must be looked at, over those wanted: an index that rounds its vectors
-        puts some of the best behind worse ones, near the cut-off.
+        How many extra results must be rescored, as a share of those wanted: near the cut-off, an index that
+        rounds its vectors puts some of the best items behind worse ones.
     ladder
-        How the knob is set, shallow to deep; the first is how the index is set.
+        Knob values by depth, ascending; outside of deeper searches the index is set to the first.
     """
 
     knob: str | None
@@ -102,26 +101,26 @@ class Profile(msgspec.Struct, frozen=True):
     ladder: tuple[Rung, ...]
 
     def looked_at(self, wanted: int) -> int:
-        """Return how many of what the index finds are scored anew, so that the best ``wanted`` are there."""
+        """Return how many results of the index to rescore, so that the best ``wanted`` are among them."""
         return wanted + max(MARGIN, math.ceil(self.margin * wanted))
 
 
 class Asked(NamedTuple):
-    """What an index found for B users.
+    """The result of one index search for B users.
 
     Parameters
     ----------
     scores, rows
-        The best ``count`` that are allowed, ``[B, count]``.
+        ``[B, count]``, the best allowed items.
     used
-        ``[B]`` how deep that went; deeper than anything where there were not ``count`` allowed items, or more
-        of them tie at the cut than were looked at.
+        ``[B]`` depth of the ``count``-th allowed item; :data:`_ENDLESS` if there are fewer, or if all items
+        looked at beyond ``count`` tie with the last.
     met
-        ``[B]`` how many masked items there were.
+        ``[B]`` number of masked items among those fetched.
     last
-        ``[B]`` the rounded score of the last item found; -inf where the index had no more.
+        ``[B]`` the index's rounded score of the last item fetched; -inf where it had no more.
     depth
-        How many items each user got.
+        Number of items fetched per user.
     """
 
     scores: Scores
@@ -133,16 +132,16 @@ class Asked(NamedTuple):
 
 
 class IndexSearch:
-    """Asks an approximate FAISS index, deeper where masked items crowd out the best, or scans.
+    """Search an approximate FAISS index, deeper where masked items crowd out the best, or scan.
 
     Parameters
     ----------
     space
-        What is searched.
+        The vectors that are searched.
     index
-        The FAISS index over it; position = position.
+        The FAISS index over them; its ids are positions of ``space``.
     profile
-        What was measured of it.
+        The index's measurements.
     """
 
     def __init__(self, space: Space, index: Any, profile: Profile) -> None:
@@ -155,9 +154,9 @@ class IndexSearch:
         self._reach = {most: self._deepest(most) for most in (DEEP, BLIND)}
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the best allowed items, as :meth:`Search.nearest` says."""
+        """Return the best allowed items; see :meth:`Search.nearest`."""
         if self._ladder[0].cost >= WORTH:
-            # It is no matter how much is masked: looking at everything costs the same.
+            # A scan costs about as much as the index, however many items are masked.
             return self._space.scan(query, mask, range(len(query)), count)
         few = list(mask.few(int(len(self._space) * FEW)))
         if len(few) == len(query):
@@ -165,10 +164,10 @@ class IndexSearch:
         counts, everybody = mask.counts(), np.arange(len(query))
         heavy = np.asarray(mask.had) > HEAVY * count
         heavy[few] = True
-        # Nobody who has little masked fails in the first rung.
+        # Users with few masked items do not fail on the first rung.
         if self._ladder[0].cost > CHEAP and 4 * counts.min() > count:
             hidden = np.zeros((len(query), len(self._ladder)))
-            # To guess is no use where it is known that the first rung is not asked, and no other can be.
+            # An estimate is useless if no user can use the first rung, and no deeper rung is cheap enough.
             if self._reach[BLIND] or not heavy.all():
                 hidden = self._hidden(query, mask, everybody, counts, np.zeros(len(query)))
             if (heavy | (hidden[:, 0] > count / 4) | (hidden > self._depths / 2).any(1)).all():
@@ -186,7 +185,7 @@ class IndexSearch:
         return asked.scores, asked.rows
 
     def _shift(self, query: Array, asked: Asked) -> npt.NDArray[np.float64]:
-        """Return ``[B]`` by how much higher than the median user's the last item scores that was found."""
+        """Return ``[B]``, by how much the last item found scores above the median user's at that depth."""
         norms = np.maximum([norm(one) for one in query], 1e-12)
         median = np.interp(math.log(asked.depth), self._log_depths, self._cuts)
         return np.where(asked.last > NOTHING, asked.last / norms - median, 0.0)
@@ -194,9 +193,9 @@ class IndexSearch:
     def _hidden(
         self, query: Array, mask: Mask, users: Rows, counts: Rows, shift: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.float64]:
-        """Guess ``[n, rungs]`` how many items some users have masked among the best of each rung's depth.
+        """Estimate ``[n, rungs]``, the number of masked items among a user's best of each rung's depth.
 
-        It is guessed from a sample of them. ``query``, ``counts`` and ``shift`` are those of all users.
+        A sample of them is scored. ``query``, ``counts`` and ``shift`` are those of all users of the batch.
         """
         hidden = np.zeros((len(users), len(self._ladder)))
         for at, user in enumerate(users.tolist()):
@@ -246,16 +245,16 @@ class IndexSearch:
         hidden: npt.NDArray[np.float64],
         most: float,
     ) -> tuple[Scores, Rows] | None:
-        """Return one user's best from deeper in the index; None if a scan is cheaper, or surer.
+        """Return one user's best items from a deeper search; None if a scan is cheaper or more reliable.
 
-        Guesses of how deep they lie may cost ``most`` together. Within ``count`` and all that is masked they
-        lie for certain.
+        Searches at estimated depths may cost ``most`` in total. A depth of ``count`` plus all masked items is
+        certain to suffice.
         """
         certain, spent = count + masked, 0.0
         sure = self._profile.looked_at(certain) <= self._reach[DEEP]
         shallowest = self._profile.looked_at(count)
         guesses = self._guesses(hidden, certain, count) if shallowest <= self._reach[most] else []
-        # What is certain needs no luck, and costs little more than a guess of half of it.
+        # The certain depth can't fail, and costs little more than a guess of half of it.
         for own in [guess for guess in guesses if not sure or 2 * guess < certain]:
             depth = self._profile.looked_at(own)
             if depth > self._reach[most]:
@@ -282,13 +281,13 @@ class IndexSearch:
     def _to_depth(
         self, query: Array, mask: Mask, user: int, count: int, own: int, knob: int, more: float
     ) -> tuple[Scores, Rows] | None:
-        """Return one user's best if they lie among the ``own`` best of all, or ``TRUSTED`` times as many.
+        """Return one user's best if they are among the ``own`` times ``TRUSTED`` best of all, else None.
 
-        ``more`` is how many times as many are fetched.
+        ``more`` is a factor on the number of items fetched.
         """
         depth = self._profile.looked_at(own)
         fetched = math.ceil(depth * more)
-        # Of as many as that, the wanted ones lie among the first allowed, but for the margin.
+        # Among so many fetched, the wanted items are the first allowed ones, up to the margin.
         self._turn(knob)
         asked = self._ask(query, mask, np.array([user]), count, fetched, fetched - own + count)
         self._turn(self._ladder[0].knob)
@@ -297,20 +296,20 @@ class IndexSearch:
     def _selected(
         self, query: Array, mask: Mask, user: int, count: int, looked: int, knob: int
     ) -> tuple[Scores, Rows] | None:
-        """Return one user's best of the lists' allowed items alone; None where there were not enough.
+        """Return one user's best items from a search that skips masked ones; None if there are too few.
 
-        The index keeps only what may come: to keep all that is masked besides costs more than the lists.
+        A heap that also holds all masked items would cost more than reading the lists.
         """
         size = len(self._space)
         allowed = np.ones(size, np.bool_)
         masked = self._space.positions_of(mask.rows_of(user))
         allowed[masked[masked < size]] = False
-        # FAISS's type stubs know neither what its Python layer takes for a bitmap, nor keywords.
+        # FAISS's type stubs lack the bitmap argument and the keywords that its Python layer accepts.
         selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[arg-type, call-arg]
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=knob)  # type: ignore[call-arg]
         query = np.ascontiguousarray(query, np.float32)
         told, found = np.empty((1, min(looked, size)), np.float32), np.empty((1, min(looked, size)), np.int64)
-        # What FAISS's own method does with these; where its layer for torch is loaded, that takes none.
+        # As FAISS's own search method does; its torch layer, once loaded, accepts no parameters there.
         at, scores_at, found_at = map(faiss.swig_ptr, (query, told, found))
         self._index.search_c(1, at, found.size, scores_at, found_at, parameters)
         found[found < 0] = size
@@ -318,9 +317,10 @@ class IndexSearch:
         return None if open_end[0] else (scores[0], rows[0])
 
     def _guesses(self, hidden: npt.NDArray[np.float64], certain: int, count: int) -> list[int]:
-        """Return how deep the best allowed items lie, and twice that, as far as it is less than is certain.
+        """Return an estimate of how deep the best allowed items lie, and its double, if below ``certain``.
 
-        It is read off the first rung with room that has none without behind it: a wrong guess shows there.
+        It is taken from the first rung after all those that are too shallow for their own estimate: at such a
+        depth a wrong estimate is detected.
         """
         needed = np.array([self._profile.looked_at(count + math.ceil(among)) for among in hidden.tolist()])
         full = np.flatnonzero((needed > self._depths) | (hidden > self._depths / 2))
@@ -331,10 +331,10 @@ class IndexSearch:
         return [guess for guess in (own, 2 * own) if guess < certain]
 
     def _between(self, depth: int) -> Rung:
-        """Return what serves a depth, at most the last rung's.
+        """Return a rung for a depth, which is at most that of the last one.
 
-        Knob and cost grow about as powers of the depth, so that their logarithms are interpolated. The first
-        rung is held to other queries than those behind it: from there it is a step.
+        Knob and cost grow roughly as powers of the depth, so their logarithms are interpolated. The first
+        rung is tuned on other queries than the rest, so depths beyond it use at least the second.
         """
         at = max(int(np.searchsorted(self._depths, depth)), 1)
         below, above = self._ladder[at - 1 : at + 1]
@@ -346,7 +346,7 @@ class IndexSearch:
         return Rung(depth, math.ceil(knob), cost, above.cut)
 
     def _deepest(self, most: float) -> int:
-        """Return how deep what takes less than ``most`` of a scan goes; 0 if no rung behind the first is."""
+        """Return the largest depth below a cost of ``most`` scans; 0 if no rung after the first is."""
         for at in range(len(self._ladder) - 1, 0, -1):
             if self._ladder[at].cost < most:
                 own, beyond = self._ladder[at].depth, self._ladder[at + 1 :][:1]
@@ -355,15 +355,15 @@ class IndexSearch:
         return 0
 
     def _ask(self, query: Array, mask: Mask, users: Rows, count: int, fetched: int, looked: int) -> Asked:
-        """Ask the index for ``fetched`` once, for these users of the mask.
+        """Search the index once for ``fetched`` items each, for these users of the mask.
 
-        The first ``looked`` of those that are allowed are scored anew.
+        The first ``looked`` allowed ones are rescored exactly.
         """
         size = len(self._space)
         fetched = min(fetched, size)
         rounded, found = self._index.search(query, fetched)
         missing = found < 0
-        # FAISS says -1 where it has no more.
+        # FAISS returns -1 where it has no more.
         found[missing] = size
         last = np.where(missing[:, -1], NOTHING, rounded[:, -1])
         allowed = mask.allows(self._space.rows_at(found), users)
@@ -377,9 +377,9 @@ class IndexSearch:
         return Asked(scores, rows, np.where(open_end, _ENDLESS, used), met, last, fetched)
 
     def _best(self, query: Array, positions: Rows, count: int) -> tuple[Scores, Rows, npt.NDArray[np.bool_]]:
-        """Return the best ``count`` of some positions, and ``[B]`` whether better ones may be elsewhere.
+        """Return the best ``count`` of some positions, and ``[B]`` whether other positions may be better.
 
-        So it is where there are not ``count``, or where all those behind tie with the last.
+        That is so if there are fewer than ``count``, or if all positions beyond ``count`` tie with the last.
         """
         scores, rows = self._space.best(query, positions, max(count, positions.shape[1]))
         open_end = rows[:, count - 1] == self._space.items
@@ -388,7 +388,7 @@ class IndexSearch:
         return scores[:, :count], rows[:, :count], open_end
 
     def touch(self) -> None:
-        """Map every page of the lists, as artefacts do with theirs: FAISS maps its files by itself."""
+        """Touch every page of the lists, as artefacts do with their files: FAISS maps its own."""
         if self._profile.knob == "nprobe":
             self._turn(_ALL)
             self._index.search(np.zeros((1, self._space.vectors.shape[1]), np.float32), 1)

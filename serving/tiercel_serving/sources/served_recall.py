@@ -1,4 +1,4 @@
-"""The recall of an index as it is served: through the masked search, by case."""
+"""The recall of an index as served, through the masked search, for several cases of masking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..ranked.order import Rows
 from ..spec import Array
 from .scan import Search, Space
 
-#: The best items that one case of the recall as served hides.
+#: Number of each query's best items that the case ``best hidden`` masks.
 HIDDEN = 500
 
 
@@ -24,25 +24,25 @@ def served_recall(
     count: int,
     heavy: tuple[Array, Sequence[Rows]] | None = None,
 ) -> dict[str, float]:
-    """Measure what is served: the share of the best allowed items that the masked search gives.
+    """Measure the served recall: the share of the best allowed items that the masked search finds.
 
     Parameters
     ----------
     search, space
-        The search under test, and what it searches.
+        The search under test, and the vectors it searches.
     queries
-        ``[Q, D]``.
+        ``[Q, D]`` float32.
     seen
-        The catalogue rows that each query's user has had.
+        For each query, the catalogue rows that its user has seen.
     count
         N.
     heavy
-        Queries and rows of users who have had much.
+        Queries and seen rows of users who have seen many items.
 
     Returns
     -------
-    Case → recall: ``plain`` (nothing masked), ``seen`` (what each user has had), ``best hidden`` (and the
-    :data:`HIDDEN` best besides), ``much seen`` (of users who have had much).
+    Case → recall, by what is masked: ``plain`` (nothing), ``seen`` (each user's seen items), ``best hidden``
+    (those, and the :data:`HIDDEN` best items), ``much seen`` (the seen items of the ``heavy`` users).
     """
     nobody = mask_of(space, [[]] * len(queries))
     hidden = space.scan(queries, nobody, range(len(queries)), min(HIDDEN, len(space)))[1]
@@ -77,7 +77,7 @@ def _recall_of(search: Search, space: Space, queries: Array, masked: Sequence[An
 
 
 def mask_of(space: Space, masked: Sequence[Any]) -> Mask:
-    """Return the mask of users who must not get the catalogue rows ``masked``, one list a user."""
+    """Return a mask of the catalogue rows that users must not get, one list per user."""
     counts = np.array([len(rows) for rows in masked], np.int64)
     flat = (
         np.concatenate([np.asarray(rows, np.int64) for rows in masked])

@@ -1,6 +1,6 @@
-"""Sums over the rows of sparse matrices that users pick, and the best of such sums: no loop over users.
+"""Sums over rows of a sparse matrix, one set of rows per user, and the largest sums, without a user loop.
 
-A *cell* is a place of a table users × columns, read row by row; a cell that is not there is 0.
+A *cell* is the flat index of an entry in a table users × columns, row by row; absent cells are 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NOTHING = np.float32(-np.inf)
 
 
 def picked(offsets: Array, rows: Rows) -> tuple[Rows, Rows]:
-    """Return where the entries ``[n]`` of CSR rows ``[m]`` lie, end to end, and how many each row has."""
+    """Return the positions ``[n]`` of the entries of CSR rows ``[m]``, end to end, and each row's count."""
     first = offsets[rows]
     counts = offsets[rows + 1] - first
     begin = np.cumsum(counts) - counts
@@ -23,11 +23,11 @@ def picked(offsets: Array, rows: Rows) -> tuple[Rows, Rows]:
 
 
 def sum_cells(cells: Rows, size: int, *weights: Array) -> tuple[Rows, list[Array]]:
-    """Return the distinct cells, ascending, and for each of the weights ``[n]`` their sums in each cell.
+    """Return the distinct cells, ascending, and each cell's sum of each of the weights ``[n]``.
 
-    Sums are float64, taken in the order of the cells that came, so that they are the same in whatever
-    company. Where the table has few cells (``size``) it is laid out, else the cells are sorted: both give
-    the same, but that what sums to 0 may be left out.
+    Sums are float64 and are added in the given order of the cells, so they do not depend on the rest of the
+    batch. A table of few cells (``size``) is allocated densely; otherwise the cells are sorted. The results
+    differ only in that the dense way leaves out cells that sum to 0.
     """
     if size <= BITMAP_CELLS:
         tables: list[Array] = [np.bincount(cells, some, minlength=size) for some in weights]
@@ -42,9 +42,9 @@ def sum_cells(cells: Rows, size: int, *weights: Array) -> tuple[Rows, list[Array
 
 
 def left_aligned(cells: Rows, sums: Scores, users: int, columns: int, least: int) -> tuple[Scores, Rows]:
-    """Return ascending cells as scores and columns ``[users, w]``, one row a user.
+    """Return ascending cells as scores and columns ``[users, w]``, one row per user.
 
-    w is that of the longest row, and ``least`` at least; what is empty is -inf, and the last column.
+    w is the length of the longest row, but at least ``least``. Empty places hold -inf and the last column.
     """
     ends = np.searchsorted(cells, np.arange(users + 1) * columns)
     lengths = np.diff(ends)
@@ -59,7 +59,7 @@ def left_aligned(cells: Rows, sums: Scores, users: int, columns: int, least: int
 
 
 def best_allowed(cells: Rows, sums: Scores, mask: Mask, items: int, count: int) -> tuple[Scores, Rows]:
-    """Return each user's ``count`` largest sums above 0 of users × (I + 1) that the mask allows."""
+    """Return each user's ``count`` largest allowed sums above 0, from cells of users × (I + 1)."""
     above = sums > 0
     scores, rows = left_aligned(cells[above], sums[above], mask.users, items + 1, count)
     allowed = mask.allows(rows)
@@ -68,7 +68,7 @@ def best_allowed(cells: Rows, sums: Scores, mask: Mask, items: int, count: int) 
 
 
 def sums_of(cells: Rows, sums: Scores, rows: Rows, items: int) -> Scores:
-    """Return the sums of items ``[B, M]`` among cells of users × (I + 1): else 0, -inf for the pad row."""
+    """Return the sums ``[B, M]`` of items from cells of users × (I + 1); else 0, -inf for the pad row."""
     wanted = rows + (np.arange(len(rows)) * (items + 1))[:, None]
     sums = np.append(sums, np.float32(0))
     place = np.searchsorted(cells, wanted)

@@ -24,7 +24,7 @@ UserTensors = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Material:
-    """What sources are made of, in the order of the catalogue.
+    """Data that sources are made from, in catalogue order.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ class Material:
         Raw item columns ``[I]`` that the source asked for.
     form
         The served form of the source's retrieval model: arrays by name (``vectors [I, D]`` float32), and
-        whatever else its kind takes; empty for a source without a model.
+        any other data that the kind takes; empty for a source without a model.
     queries
         ``[Q, D]`` realistic queries to measure with; None if nothing is to be measured.
     seen
-        For each query, the catalogue rows that its user has had.
+        For each query, the catalogue rows that its user has seen.
     allowed
         ``[I]``: which items pass every rule; None is all. A source must not return others.
     candidates
@@ -66,17 +66,17 @@ class Material:
 
 @dataclass(frozen=True)
 class Made:
-    """What a source stores: its artefact before it is written.
+    """The contents of a source's artefact before it is written.
 
     Parameters
     ----------
     arrays, meta
-        As an artefact has them.
+        Those of the artefact.
     files
-        Name → writes that file.
+        File name → function that writes the file to a given path.
     figures
-        What was measured, for people; stored in the manifest. ``exact`` False means that the source may miss
-        items that its plain reference finds; ``recall`` then says how many it finds.
+        Measurements for people, stored in the manifest. ``exact`` False means that the source may miss items
+        that its plain reference finds; ``recall`` is then the share that it finds.
     notes
         Notes for people.
     """
@@ -105,8 +105,7 @@ class Source(Protocol):
 
         Returns
         -------
-        ``[B, count]`` float32 scores, -inf where there is no more item; ``[B, count]`` int64 rows, there
-        the pad row I.
+        ``[B, count]`` float32 scores and int64 rows; -inf and the pad row I in empty slots.
         """
         ...
 
@@ -122,10 +121,10 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Relates(Protocol):
-    """An opened source that knows which items are like others; its settings say ``relates = True``."""
+    """An opened source that can find similar items; its settings say ``relates = True``."""
 
     def related(self, rows: Rows, mask: Mask, count: int) -> tuple[Scores, Rows]:
-        """Return the ``count`` items most like those of ``rows [B, M]`` together, as ``candidates`` does.
+        """Return the ``count`` items most similar to those of ``rows [B, M]`` together, like ``candidates``.
 
         The pad row I among ``rows`` is no item.
         """
@@ -137,7 +136,7 @@ class Grows(Protocol):
     """An opened source to which items can be added by their vectors, between releases."""
 
     def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Return ``[n]``: which items it finds already."""
+        """Return ``[n]`` booleans: which of the items it can already find."""
         ...
 
     def grown(self, vectors: Array, rows: Rows) -> Source:
@@ -149,9 +148,9 @@ class Grows(Protocol):
 class SourceKind(Protocol):
     """A kind of source: its settings, how its artefact is made and opened, and its plain reference."""
 
-    #: Whether it needs to know the user: one that does not also serves unknown users, and fills up.
+    #: Whether it needs to know the user. One that does not also serves unknown users and fills empty slots.
     personal: ClassVar[bool]
-    #: The served form that a retrieval model of the same name must have; None needs no model.
+    #: The served form that the retrieval model of the source's name must have; None needs no model.
     form: ClassVar[str | None]
 
     @property
@@ -161,7 +160,7 @@ class SourceKind(Protocol):
 
     @property
     def quota(self) -> int | None:
-        """Number of candidates that it may return; None is whatever the other quotas leave."""
+        """Number of candidates that it may give; None is what the other quotas leave."""
         ...
 
     def problems(self) -> list[Problem]:
@@ -181,10 +180,10 @@ class SourceKind(Protocol):
         ...
 
     def open(self, artefact: Artefact, items: int, threads: int) -> Source:
-        """Open what :meth:`make` made, for I ``items``, with so many threads.
+        """Open an artefact that :meth:`make` made, for I ``items``, with ``threads`` threads.
 
-        The last :attr:`~tiercel_serving.release.artefacts.Artefact.room` of the items are reserved for items
-        that are put later: it knows nothing of them, and must not return them.
+        The last :attr:`~tiercel_serving.release.artefacts.Artefact.room` items are reserved for items that
+        are added later. The source has no data for them and must not return them.
         """
         ...
 
@@ -200,25 +199,25 @@ class SourceKind(Protocol):
 
 @runtime_checkable
 class FitsModel(Protocol):
-    """A kind of source that can say before anything is trained whether a model fits it."""
+    """A kind of source that can check, before anything is trained, whether a model fits it."""
 
     def misfits(self, dimension: int, items: int | None = None, allowed: int | None = None) -> list[Problem]:
-        """Return what does not fit this dimension of queries or number of items (that pass the rules)."""
+        """Return problems with this query dimension, number of items, or number that pass the rules."""
         ...
 
 
 @runtime_checkable
 class ReadsTimes(Protocol):
-    """A kind of source that may need to know when interactions were."""
+    """A kind of source that may need the times of interactions."""
 
     @property
     def needs_times(self) -> bool:
-        """Whether its settings do."""
+        """Whether its settings need them."""
         ...
 
 
 def timeless(kinds: Sequence[SourceKind]) -> Iterator[Problem]:
-    """Yield what is wrong with sources where interactions have no time."""
+    """Yield the problems of sources that need times of interactions, for data without them."""
     for place, kind in enumerate(kinds):
         if isinstance(kind, ReadsTimes) and kind.needs_times:
             problem = "it asks when interactions were, but they have no timestamp"
@@ -272,6 +271,11 @@ def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
         For each model the first kind in the table that takes its form; then, with a quota of 0 unless it is
         alone, the first kind that needs neither model nor user. With several models, set quotas yourself: all
         but one need a number.
+
+    Raises
+    ------
+    KindUnavailable
+        No source takes the form of a model, or a kind can't be imported.
     """
     found = []
     for model, form in models.items():
@@ -284,10 +288,10 @@ def default_sources(models: Mapping[str, str]) -> tuple[SourceKind, ...]:
 
 
 def _kinds() -> Iterator[type[SourceKind]]:
-    # One by one: a row whose library is missing concerns those alone who get that far.
+    # Imported one by one: a missing library matters only if the search for a kind gets that far.
     return map(SOURCES.find, SOURCES)
 
 
 def _made(kind: type[SourceKind], **fields: Any) -> SourceKind:
-    # A protocol says nothing of how its classes are made; every kind takes a name and a quota.
+    # A protocol does not describe constructors; every kind takes a name and a quota.
     return cast("Callable[..., SourceKind]", kind)(**fields)

@@ -1,15 +1,15 @@
-r"""``user_neighbours``: items of the users whose histories are most like the user's.
+r"""``user_neighbours``: items of the users whose histories are most similar to the user's.
 
 .. math::
     s_i = \sum_{v \in N_k} \mathrm{sim}(v)\, r_{vi}, \qquad
     \mathrm{sim}(v) = \frac{n_v}{n_v + h} \cdot \sum_{j \in H} \frac{q_j}{\|q_H\|}\, a_{vj}
     \quad\text{or}\quad \frac{n_v}{|H| + l_v - n_v + h}
 
-where H is the user's history as it is now, n_v how many of its items v has, and N_k the k users with the
-largest similarity (ties by row). Neighbours are found when a user asks, among who has each item of the
-history: a new user has neighbours as soon as he has a history, and nothing is kept for pairs of users, nor
-dense for users × items. What an answer costs grows with how many users each item of the history has, which
-the model bounds.
+where H is the user's current history, n_v the number of its items that user v has, l_v the number of items
+of v, and N_k the k users with the largest similarity (ties by row). Neighbours are found at request time
+among the users of each item of the history. So a new user has neighbours as soon as there is a history, and
+nothing is stored per pair of users, or densely for users × items. The cost of a request grows with the number
+of users of each item of the history, which the model bounds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .table import Made, Material
 
 
 class UserNeighbours(HistorySums, frozen=True, tag="user_neighbours"):
-    """Items that the users with the most similar histories had.
+    """Items of the users with the most similar histories.
 
     The retrieval model of the source's name gives the users and their items.
     """
@@ -40,12 +40,12 @@ class UserNeighbours(HistorySums, frozen=True, tag="user_neighbours"):
     relates: ClassVar[bool] = True
 
     def make(self, material: Material) -> Made:
-        """Keep who has each item, and the votes for allowed items.
+        """Keep the users of each item, and each user's votes for allowed items.
 
         Raises
         ------
         InvalidSettings
-            The form is no such matrix over the catalogue.
+            The form does not fit the catalogue; see :func:`checked_neighbours`.
         """
         form = checked_neighbours(material.form, material.items, self.name)
         allowed = material.allowed
@@ -59,16 +59,16 @@ class UserNeighbours(HistorySums, frozen=True, tag="user_neighbours"):
         return Made(form, figures={"users": len(form["lengths"]), "votes": len(form["votes"])})
 
     def open(self, artefact: Artefact, items: int, threads: int) -> Neighbours:
-        """Open both matrices."""
+        """Open the matrices of items × users and of users × items."""
         arrays = {name: artefact.array(name) for name in _FORM}
         if artefact.room:
-            # Nobody has had a new item.
+            # No user has an added item.
             arrays["offsets"] = np.append(arrays["offsets"], np.repeat(arrays["offsets"][-1:], artefact.room))
             arrays["weights"] = np.append(arrays["weights"], np.zeros(artefact.room, np.float32))
         return Neighbours(arrays, items)
 
     def totals(self, arrays: Mapping[str, Array], history: list[int]) -> dict[int, float]:
-        """Return item → its sum over the neighbours, the most similar first."""
+        """Return item row → its float64 sum over the neighbours, added from the most similar on."""
         dots: dict[int, float] = defaultdict(float)
         common: dict[int, float] = defaultdict(float)
         had, norm = 0, 0.0
@@ -101,9 +101,9 @@ class UserNeighbours(HistorySums, frozen=True, tag="user_neighbours"):
         return totals
 
 
-#: The arrays of the form, and their dtypes. V users, I items:
-#: ``offsets [I + 1]``, ``users [n]``, ``likeness [n]``: who has each item, and a_{vj};
-#: ``weights [I]``: q_j; ``lengths [V]``: how many items each user has;
+#: The arrays of the form and their dtypes, for V users and I items:
+#: ``offsets [I + 1]``, ``users [n]``, ``likeness [n]``: the users of each item, and a_{vj};
+#: ``weights [I]``: q_j; ``lengths [V]``: number of items of each user;
 #: ``vote_offsets [V + 1]``, ``voted [m]``, ``votes [m]``: each user's items, and r_{vi};
 #: ``neighbours [1]``, ``shrinkage [1]``: k and h; ``jaccard [1]``: 1 for the second similarity, else 0.
 _FORM: Mapping[str, Any] = {
@@ -149,19 +149,19 @@ def checked_neighbours(form: Mapping[str, Any], items: int, name: str) -> dict[s
 
 
 class _Near(NamedTuple):
-    """The neighbours of users: similarities and rows ``[B, k]``, the pad row V where there is no more."""
+    """The neighbours of users: similarities and user rows ``[B, k]``; -inf and the pad row V if fewer."""
 
     likes: Scores
     users: Rows
 
 
 class Neighbours(OpenedSums):
-    """Who has each item, and what each user votes for.
+    """The users of each item, and the votes of each user.
 
     Parameters
     ----------
     arrays
-        Those of the form.
+        The arrays of the form.
     items
         I, the pad row.
     """
@@ -173,7 +173,7 @@ class Neighbours(OpenedSums):
         self._shrinkage, self._jaccard = float(arrays["shrinkage"][0]), bool(arrays["jaccard"][0])
 
     def sums(self, history: Rows) -> tuple[Rows, Scores]:
-        """Return what the neighbours say in sum; see :meth:`OpenedSums.sums`."""
+        """Return the neighbours' votes, weighted by similarity and summed; see :meth:`OpenedSums.sums`."""
         near = self._near(history)
         real = near.users < self._users
         places, counts = picked(self._arrays["vote_offsets"], near.users[real])
@@ -184,7 +184,7 @@ class Neighbours(OpenedSums):
         return cells, sums.astype(np.float32)
 
     def _near(self, history: Rows) -> _Near:
-        """Return the nearest users, the most similar first."""
+        """Return the most similar users of each history ``[B, L]``, the most similar first."""
         arrays, width = self._arrays, self._users + 1
         real = history < self._items
         rows, owner = history[real], np.nonzero(real)[0]

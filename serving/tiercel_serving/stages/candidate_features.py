@@ -15,7 +15,7 @@ class CandidateFeatures:
         self.renew()
 
     def renew(self) -> None:
-        """Take the tables as they are now."""
+        """Open the current tables."""
         names = (tensor.name for tensor in self.spec.outputs)
         self._tables = tuple((name, self._items.packed(name)) for name in names)
 

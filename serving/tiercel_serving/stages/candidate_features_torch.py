@@ -13,7 +13,7 @@ from ..spec import StageSpec
 
 
 class TensorCandidateFeatures:
-    """Gather each packed item table, which lives on the device, by ``kept_row``."""
+    """Gather each packed item table, held on the device, by ``kept_row``."""
 
     def __init__(self, name: str, release: Release, place: Place) -> None:
         self.spec: StageSpec = release.stages[name]

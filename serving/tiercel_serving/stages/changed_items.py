@@ -1,4 +1,4 @@
-"""What retrieval must know of items that were put, changed or withdrawn since the release was made."""
+"""Items that were added, changed or withdrawn since the release was made, as retrieval needs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..sources.table import Grows
 
 
 class ChangedItems:
-    """Which items must not come any more, and which come besides those that the sources hold."""
+    """Items that must no longer be recommended, and items that sources must find in addition."""
 
     def __init__(self, release: Release) -> None:
         self._live, self._rules, self._pad = release.live_items, release.settings.rules, release.items.size
@@ -22,7 +22,7 @@ class ChangedItems:
         self.withdrawn: Rows = self._out
 
     def renew(self) -> None:
-        """Take what counts now."""
+        """Read the current state of the live items."""
         if self._live is None:
             return
         overlay = self._live.overlay
@@ -30,21 +30,21 @@ class ChangedItems:
         passing = np.ones(len(overlay.rows), np.bool_)
         if len(passing):
             passing = allowed_items(self._rules, overlay.columns, len(passing))
-        # What fails a rule by now is masked before the search, as all that failed it at the export.
+        # Items that fail a rule now are masked before the search, like those that failed it at export.
         self._out = np.union1d(overlay.withdrawn, overlay.rows[~passing])
 
     @property
     def out(self) -> Rows:
-        """``[n]`` rows that must come to nobody."""
+        """``[n]`` rows that no user may get."""
         return self._out
 
     def mask(self, mask: Mask) -> None:
-        """Mask what must not come."""
+        """Mask those rows for all users."""
         if len(self._out):
             mask.add(np.broadcast_to(self._out, (mask.users, len(self._out))))
 
     def grown(self, name: str, source: Any) -> Any:
-        """Return a source with the vectors of the items that it does not hold, if it has vectors at all."""
+        """Return a source with vectors of items that it lacks added; unchanged if it can't be extended."""
         if self._live is None or not isinstance(source, Grows):
             return source
         rows, vectors = self._live.vectors(name)

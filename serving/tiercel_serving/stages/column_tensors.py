@@ -1,4 +1,4 @@
-"""Raw columns as tensors: of requests, and of what the first stage tells rules about users."""
+"""Raw columns as tensors: those of requests, and user columns that the first stage passes on to rules."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..rules.table import asked
 from ..settings import ServingSettings
 from ..spec import LENGTH_OF, VALID_OF, TensorSpec
 
-#: Prefix of the tensors by which the first stage tells retrieval what rules read of users.
+#: Prefix of the tensors in which the first stage passes user columns to retrieval, for rules.
 OF_RULES = "rule_user_"
 
 
 def request_tensors(column: RequestColumn) -> tuple[TensorSpec, ...]:
-    """Return the request tensors of one raw column: the values, and what says which are null."""
+    """Return the request tensors of one raw column: its values, and its companion, which marks nulls."""
     name, dtype, doc = column.tensor, column.dtype, f"Column {column.name}."
     if column.companion is None:
         return (TensorSpec(name, dtype, (1,), True, nan, f"{doc} NaN is null."),)
@@ -32,7 +32,7 @@ def request_tensors(column: RequestColumn) -> tuple[TensorSpec, ...]:
 
 
 def list_tensors(name: str, companion: str, dtype: str, doc: str) -> tuple[TensorSpec, ...]:
-    """Return the tensors of a list: its values, and how many of them are real."""
+    """Return the tensors of a list: its values, and the companion with its length."""
     said = f"How many of {name} are real; -1 is null."
     return (
         TensorSpec(name, dtype, (-1,), True, empty_of(dtype), doc),
@@ -41,15 +41,15 @@ def list_tensors(name: str, companion: str, dtype: str, doc: str) -> tuple[Tenso
 
 
 def empty_of(dtype: str) -> int | bytes:
-    """Return what stands where nothing is."""
+    """Return the fill value for missing elements of a dtype."""
     return b"" if dtype == "bytes" else 0
 
 
 def user_rule_columns(manifest: Manifest) -> tuple[tuple[RequestColumn, RequestColumn], ...]:
-    """Return the columns of users that rules read: as requests carry each, and as the first stage tells it.
+    """Return the user columns that rules read: each as in requests, and as the first stage passes it on.
 
-    One stage alone reads the store: what a request sends, what the store holds and the release's own value
-    are one by the time that a rule sees them.
+    Only the first stage reads the store. It merges the request's value, the store's and the release's own
+    before a rule sees them.
     """
     asks = asked(manifest.settings.rules).users
     return tuple(
@@ -61,13 +61,13 @@ def user_rule_columns(manifest: Manifest) -> tuple[tuple[RequestColumn, RequestC
 
 
 def rule_tensor_names(settings: ServingSettings) -> set[str]:
-    """Return the names that those tensors may have, before columns have any."""
+    """Return the names that those tensors may have; used before columns have tensor names."""
     tensors = {f"{OF_RULES}{place}" for place in range(len(asked(settings.rules).users))}
     return tensors | {f"{tensor}__null" for tensor in tensors}
 
 
 def told_to_rules(manifest: Manifest) -> Iterator[TensorSpec]:
-    """Yield the tensors by which the first stage tells rules of users."""
+    """Yield the tensors in which the first stage passes user columns to rules."""
     for _, told in user_rule_columns(manifest):
         for tensor in request_tensors(told):
             yield dataclasses.replace(tensor, optional=False)

@@ -1,4 +1,4 @@
-"""``describe_items``: raw ids or catalogue rows → ids, rows and titles, for people to read."""
+"""``describe_items``: raw ids or catalogue rows → ids, rows and titles, for display."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..spec import Array, Arrays, StageSpec
 
 
 class DescribeItems:
-    """Look items up by raw id or by catalogue row."""
+    """Look up items by raw id or by catalogue row."""
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
@@ -20,12 +20,12 @@ class DescribeItems:
         self.renew()
 
     def renew(self) -> None:
-        """Take the titles as they are now."""
+        """Open the current titles."""
         title = self._title_column
         self._titles = None if title is None else self._items.raw(title)
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a request with both or neither of its inputs, and negative rows."""
+        """Reject a request with both or neither of its inputs, and negative rows."""
         given = [name for name in ("item_id", "item_row") if name in arrays]
         if len(given) != 1:
             raise InvalidRequest(
@@ -36,17 +36,17 @@ class DescribeItems:
             raise InvalidRequest(f"stage describe_items: item_row must not be negative, got {rows.min()}")
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
-        """Return how wide one request's outputs are: as wide as what it sent."""
+        """Return output → width for one request: the width of its input."""
         width = max(array.shape[1] for array in arrays.values())
         return {tensor.name: width for tensor in self.spec.outputs}
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Describe items ``[B, M]``; an ``item_row`` of -1 says that its place speaks in ids.
+        """Describe items ``[B, M]``; where ``item_row`` is -1, ``item_id`` counts.
 
         Returns
         -------
-        ``item_id``, ``item_row``, ``title`` and ``found``, each ``[B, M]``. Where nothing was found they
-        hold an empty id, the pad row, an empty title and False.
+        ``item_id``, ``item_row``, ``title`` and ``found``, each ``[B, M]``. For an item that is not found,
+        they hold an empty id, the pad row, an empty title and False.
         """
         ids, rows = arrays["item_id"], arrays["item_row"]
         width = max(ids.shape[1], rows.shape[1])
@@ -64,7 +64,7 @@ class DescribeItems:
         }
 
     def _title(self, rows: Array) -> Array:
-        """Return titles as ``bytes`` objects; numbers are written out, nulls are empty."""
+        """Return titles as ``bytes`` objects; numbers become text, nulls are empty."""
         flat = rows.reshape(-1)
         out = np.full(flat.shape, b"", np.object_)
         real = flat < self._items.size

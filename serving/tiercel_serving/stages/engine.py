@@ -15,14 +15,14 @@ from .specs import QUERY_PREFIX, RANKING, Tensors, bucket_name, is_ranker
 
 
 def model_of(name: str, release: Release) -> QueryModel | RankingModel:
-    """Return what the manifest says of an engine's model."""
+    """Return the manifest's entry for an engine's model."""
     if is_ranker(name) and release.manifest.ranking is not None:
         return release.manifest.ranking
     return release.manifest.queries[name.removeprefix(QUERY_PREFIX)]
 
 
 def engine_names(release: Release) -> list[str]:
-    """Return the artefacts of every engine: query stages, the ranker, and the ranker for fewer candidates."""
+    """Return the artefact names of all engines: query stages, the ranker, and its smaller buckets."""
     names = [name for name in release.stages if name.startswith(QUERY_PREFIX)]
     if release.manifest.ranking is not None:
         names += [RANKING, *map(bucket_name, release.settings.kept_buckets)]
@@ -30,14 +30,23 @@ def engine_names(release: Release) -> list[str]:
 
 
 def open_engine(name: str, release: Release, stream: int | None = None) -> Engine:
-    """Open the engine of a stage, or the ranker for fewer candidates by itself, to work on a CUDA stream.
+    """Open the engine of a stage, or one of the ranker's smaller buckets, by name.
+
+    Parameters
+    ----------
+    name
+        A name from :func:`engine_names`. For the ranker's, the result dispatches to smaller buckets.
+    release
+        The release.
+    stream
+        The CUDA stream to run on, for engines that take one; None lets the engine choose.
 
     Raises
     ------
     ArtefactCorrupt
-        Its file is no such model, or takes other tensors than the stage has.
+        The file is not such a model, or its inputs differ from those in the manifest.
     EngineNotBuilt, EngineMismatch, DeviceUnavailable
-        It is to be built yet, or is not for this machine.
+        The engine is not built yet, or does not fit this machine.
     KindUnavailable
         The engine's library is not installed.
     """
@@ -56,7 +65,7 @@ def _open_one(name: str, release: Release, stream: int | None) -> Engine:
     try:
         kind: Any = ENGINES.find(model.engine)
         artefact = release.artefact(name, "engine")
-        # What is built later says itself that it is not there yet.
+        # An engine that is built on the serving machine reports itself that its file is missing.
         later = isinstance(kind, BuiltKind) and artefact.path is not None
         file: Path = artefact.path / kind.file if later else artefact.file(kind.file)
         with ENGINES.using(model.engine):
@@ -84,5 +93,5 @@ class EngineStage:
         return self._engine.run(arrays)
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Release the engine's resources."""
         self._engine.close()

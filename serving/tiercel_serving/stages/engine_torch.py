@@ -1,4 +1,4 @@
-"""Query stages and ``ranking`` on a device: an engine that takes tensors where they are."""
+"""Query stages and ``ranking`` on a device: an engine that takes tensors without copying them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .engine import EngineStage, model_of, open_engine
 
 
 class TensorEngineStage:
-    """Run a dense model on tensors of its own device."""
+    """Run a dense model on tensors on its own device."""
 
     def __init__(self, name: str, release: Release, engine: TakesTensors) -> None:
         self.spec: StageSpec = release.stages[name]
@@ -27,12 +27,12 @@ class TensorEngineStage:
         return self._engine.run_tensors(arrays)
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Release the engine's resources."""
         self._engine.close()
 
 
 def open_stage(name: str, release: Release, place: Place) -> TensorEngineStage | EngineStage:
-    """Return the stage on the device; on the host if its engine takes no tensors, or lives elsewhere."""
+    """Return the stage on the device; on the host if its engine takes no tensors or has another device."""
     kind = ENGINES.find(model_of(name, release).engine)
     if kind.device != place.device.type:
         return EngineStage(name, release)

@@ -1,4 +1,4 @@
-"""Why an item is not among the candidates: for single items, for people."""
+"""Explanations of why single items are not among the candidates."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ from ..spec import Array, Arrays
 from ..verify.reference import plain_items
 from .request_rules import RequestRules
 
-#: ``explain_reason`` of an item: it was found; the catalogue has none; the request rules it out; the user had
-#: it; it is not in the request's set or list; it lies too deep. Rule number i has ``FIRST_RULE + i``.
+#: ``explain_reason`` of an item: it is a candidate; it is not in the catalogue; the request excludes it; the
+#: user has seen it; it is not in the request's set or list; it ranks below the first N. Rule number i has
+#: ``FIRST_RULE + i``.
 FOUND, UNKNOWN_ITEM, EXCLUDED, HAD, NOT_ASKED, TOO_DEEP, FIRST_RULE = range(7)
 
-#: It was withdrawn since the release was made.
+#: ``explain_reason`` of an item that was withdrawn since the release was made.
 WITHDRAWN = -1
 
-#: So many items are scored at once to count those above one.
+#: Number of items that are scored at once when counting those above an item.
 _BLOCK = 1 << 15
 
 Reasons = npt.NDArray[np.int32]
 
 
 class ScoresAny(Protocol):
-    """What gives any item's score on the scale of the candidates, or None where nothing does."""
+    """Scores any item on the candidates' common scale, if there is one."""
 
     def scores(self, arrays: Arrays, rows: Rows) -> Scores | None:
-        """Return ``[B, M]`` scores of items ``[B, M]``."""
+        """Return the scores ``[B, M]`` of items ``[B, M]``; None if there is no common scale."""
         ...
 
 
 class ExplainItems:
-    """Says of items ``[B, M]`` what keeps each from the candidates, and at which place it lies.
+    """Find out why items ``[B, M]`` are not candidates, and at which place each ranks.
 
     Parameters
     ----------
     release
         The release.
     rules
-        Its rules that ask for more than items are.
+        Its rules that depend on users, requests or the time.
     """
 
     def __init__(self, release: Release, rules: RequestRules) -> None:
@@ -54,16 +55,16 @@ class ExplainItems:
         self._asks, self._pad = asked(self._rules), release.items.size
 
     def reasons(self, rows: Rows, masks: dict[int, npt.NDArray[np.bool_]], given: Given) -> Reasons:
-        """Return the first of the reasons that holds of each item ``[B, M]``.
+        """Return the first reason that applies to each item ``[B, M]``, int32.
 
         Parameters
         ----------
         rows
-            The items; I is none.
+            ``[B, M]`` items; I is an unknown item.
         masks
-            Reason → of which items it holds, in the order of what is said first.
+            Reason → ``[B, M]``, which items it applies to; earlier reasons take precedence.
         given
-            What rules read of users and requests.
+            The values of users and requests that rules read.
         """
         reasons = np.full(rows.shape, TOO_DEEP, np.int32)
         failed = self._failed(np.minimum(rows, self._pad - 1), given)
@@ -75,7 +76,7 @@ class ExplainItems:
         return reasons
 
     def _failed(self, rows: Rows, given: Given) -> list[npt.NDArray[np.bool_]]:
-        """Return for each rule which items ``[B, M]`` fail it."""
+        """Return, for each rule, which items ``[B, M]`` fail it."""
         failed = []
         flat = rows.reshape(-1)
         for rule in self._rules:
@@ -86,9 +87,9 @@ class ExplainItems:
         return failed
 
     def places(self, scorer: ScoresAny, arrays: Arrays, mask: Mask, rows: Rows, scores: Scores) -> Rows:
-        """Return the place that each item would have among all that the user may get, from 1.
+        """Return the place, from 1, that each item would have among all items that the user may get.
 
-        ``scores`` are the items' own ``[B, M]``.
+        ``scores`` ``[B, M]`` are those of the items themselves.
         """
         above = np.zeros(rows.shape, np.int64)
         for begin in range(0, self._pad, _BLOCK):
@@ -104,7 +105,7 @@ class ExplainItems:
         return above + 1
 
     def details(self, reasons: Reasons, rows: Rows, given: Given) -> Array:
-        """Return what the failed rule saw, as JSON ``[B, M]``: its columns and their values."""
+        """Return ``[B, M]``, the columns and values that a failed rule read, as JSON; else empty."""
         out = np.full(rows.shape, b"", np.object_)
         for user, place in zip(*np.nonzero(reasons >= FIRST_RULE), strict=True):
             rule = self._rules[int(reasons[user, place]) - FIRST_RULE]

@@ -8,7 +8,7 @@ from ..spec import Array, Arrays, StageSpec
 
 
 class Filtering:
-    """Keep the first K candidates that pass every rule, which are decided for every item once, here."""
+    """Keep the first K candidates that pass every rule; rules are evaluated once for all items, here."""
 
     def __init__(self, name: str, release: Release) -> None:
         self.spec: StageSpec = release.stages[name]
@@ -16,7 +16,7 @@ class Filtering:
         self.renew()
 
     def renew(self) -> None:
-        """Decide for items as they are now."""
+        """Evaluate the rules for the current items."""
         settings, items = self._settings, self._items
         columns = items.columns(column for rule in settings.rules for column in rule.columns())
         reasons = reason_table(settings.rules, columns, items.size)

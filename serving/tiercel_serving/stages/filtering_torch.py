@@ -17,7 +17,7 @@ from ..spec import StageSpec
 
 
 class TensorFiltering:
-    """Keep the first K candidates that pass every rule; as :class:`~..rules.kept.KeptRules` does."""
+    """Keep the first K candidates that pass every rule, like :class:`~..rules.kept.KeptRules`."""
 
     def __init__(self, name: str, release: Release, place: Place) -> None:
         self.spec: StageSpec = release.stages[name]
@@ -44,7 +44,7 @@ class TensorFiltering:
         first = first_of(passed, self._kept, count)
         empty = first == count
         index = first.masked_fill(empty, 0)
-        # Whatever passed behind the last kept candidate came too late.
+        # Candidates that pass after the last kept one are beyond the first K.
         late = passed & (self._places > first[:, -1:])
         return [
             rows.gather(1, index).masked_fill(empty, self._pad),

@@ -28,14 +28,14 @@ class Ordering:
         self.renew()
 
     def renew(self) -> None:
-        """Open the steps over items as they are now."""
+        """Open the steps over the current items."""
         settings, items = self._release.settings, self._release.items
         columns = items.columns((c for step in settings.reorder for c in step.columns()), pad=True)
         columns |= source_columns(settings.reorder, self._known_of_items, items.size)
         self._steps = Steps(settings, columns, items.size)
 
     def _known_of_items(self, source: str) -> Mapping[str, Array]:
-        """Return the arrays of a source, with the vectors of new items behind its own."""
+        """Return the arrays of a source, with the vectors of added items appended to its own."""
         arrays, live = self._release.artefact(f"source_{source}", "source").arrays, self._release.live_items
         if live is None or "vectors" not in arrays:
             return arrays
@@ -49,24 +49,26 @@ class Ordering:
         return {"vectors": both, "rows": np.append(held, rows[new])}
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a ``k`` outside of 1 … k_max, and numbers of steps beyond the recipe's limits."""
+        """Reject a ``k`` outside of 1 … k_max, and numbers of steps beyond the recipe's limits."""
         check_k(arrays, self._k_max)
         for one in self._set:
             one.check(arrays)
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
-        """Return how wide one request's items, scores and propensities are: its largest k."""
+        """Return output → width for one request: its largest k."""
         k = arrays.get("k")
         width = self._k_default if k is None else int(k.max())
         return dict.fromkeys(("item_id", "score", "propensity"), width)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Order what :meth:`~tiercel_serving.reorder.steps.Steps.apply` takes, for ``k [B, 1]``.
+        """Apply the steps and return the best items.
+
+        ``arrays`` holds ``k [B, 1]``, and what :meth:`~tiercel_serving.reorder.steps.Steps.apply` reads.
 
         Returns
         -------
-        ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``; ``reorder_reason [B, K]`` where a step
-        has reasons, ``propensity [B, max k]`` where one explores.
+        ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``; ``reorder_reason [B, K]`` if a step has
+        reasons, ``propensity [B, max k]`` if a step explores.
         """
         scores, kept, reasons, propensity = self._steps.apply(arrays)
         answer = self._best(scores, kept, arrays["k"])
@@ -83,10 +85,10 @@ class Ordering:
         return self._answer(scores[:, :width], rows[:, :width], k)
 
     def _answer(self, scores: Array, rows: Array, k: Array) -> dict[str, Array]:
-        """Return the answer of the best ``[B, max k]``; rows that are the pad row come last."""
+        """Return the answer for the best scores and rows ``[B, max k]``; pad rows are last."""
         width = rows.shape[1]
         if every(rows[:, -1] != self._pad_row) and every(k == width):
-            # Every slot is real: nearly every answer to one user.
+            # Every slot is real, as in nearly every answer to a single user.
             return {"item_id": self._ids(rows), "score": scores, "count": k}
         count = np.minimum(k, np.count_nonzero(rows != self._pad_row, axis=1)[:, None]).astype(np.int32)
         given = np.arange(width) < count
@@ -95,7 +97,7 @@ class Ordering:
 
 
 def check_k(arrays: Arrays, k_max: int) -> None:
-    """Refuse a ``k`` ``[B, 1]`` outside of 1 … k_max; the first stage asks too, before any work is done."""
+    """Reject a ``k`` ``[B, 1]`` outside of 1 … k_max; the first stage does so too, before any work."""
     k = arrays.get("k")
     if k is not None and (k.min(initial=1) < 1 or k.max(initial=1) > k_max):
         wrong = k[(k < 1) | (k > k_max)].reshape(-1)[0]

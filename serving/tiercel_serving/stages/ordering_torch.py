@@ -1,4 +1,4 @@
-"""``ordering`` on a device: steps and order there, one copy of the answer, raw ids on the host."""
+"""``ordering`` on a device: steps and sorting there, one copy of the result, raw ids on the host."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class TensorOrdering(Ordering):
         self.tensors = frozenset({"kept_row", "kept_score", "rank_score"})
 
     def run(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Order, for ``k [B, 1]`` and the other numbers of requests from the host."""
+        """Apply the steps; see :meth:`.Ordering.run`. ``k`` and other request numbers are on the host."""
         scores, rows, reasons = self._there.apply(arrays)
         k = arrays["k"]
-        # A key holds score and row: the answer is one copy.
+        # A key holds score and row, so one copy to the host suffices.
         [keys] = self._graphed([scores, rows])
         best, found = read_keys(self._place.take(keys)[:, : int(k.max())])
         answer = self._answer(best, found, k)
         return answer if reasons is None else {**answer, "reorder_reason": reasons}
 
     def _first(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the keys of as many as a request may ask for, in order."""
+        """Return the keys of the best ``k_max`` items, in order."""
         scores, rows = tensors
         return [smallest(sort_keys(self._there.blank(scores[:, :, 0], rows), rows), self._k_max)]
 
 
 def open_stage(name: str, release: Release, place: Place) -> Ordering:
-    """Return the stage on the device; on the host, where its numbers are few, if a step has no form there."""
+    """Return the stage on the device; on the host if a step has no device form (its arrays are small)."""
     steps = release.settings.reorder
     if any(REORDER.rows[REORDER.name_of(step)].on_device is None for step in steps):
         return Ordering(name, release)

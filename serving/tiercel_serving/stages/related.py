@@ -1,4 +1,4 @@
-"""``related``: items in, items out, from the same artefacts that serve users."""
+"""``related``: items similar to given ones, from the artefacts that also serve users."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .specs import EXCLUDED, RELATED, RELATED_TO
 
 
 class Related:
-    """Give the items that are most like some others: what the first named source lacks, the next gives.
+    """Return the items most similar to given ones; a later source fills what earlier ones leave empty.
 
-    Neither the given items come nor what the request excludes, nor what fails a rule that depends on the item
-    alone: no source holds that. Scores are each source's own: a later source's items come after.
+    The given items and those that the request excludes are left out. So are items that fail a rule on item
+    columns only, since no source holds them. Scores are each source's own, so a later source's items come
+    after those of an earlier one.
     """
 
     def __init__(self, name: str, release: Release) -> None:
@@ -52,28 +53,27 @@ class Related:
         self.renew()
 
     def renew(self) -> None:
-        """Let new items be found, and withdrawn ones not."""
+        """Include added items, and exclude withdrawn ones."""
         self._changed.renew()
         self._sources = [self._changed.grown(name, source) for name, source in self._opened.items()]
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a ``k`` outside of 1 … k_max, long lists, and lengths that do not fit."""
+        """Reject a ``k`` outside of 1 … k_max, too long lists, and lengths that do not fit."""
         check_k(arrays, self._k_max)
         for ids in (self._given, self._excluded):
             ids.check(arrays)
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
-        """Return how wide one request's items and scores are: its largest k."""
+        """Return output → width for one request: its largest k."""
         k = arrays.get("k")
         return dict.fromkeys(("item_id", "score"), self._k_default if k is None else int(k.max()))
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Return what is most like the items of each row.
+        """Return the items most similar to those of each row of the batch.
 
         Returns
         -------
-        ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``. Rows of whose items the catalogue has none
-        get nothing.
+        ``item_id`` and ``score`` ``[B, max k]``, ``count [B, 1]``. A row without a known item gets no items.
         """
         given, k = self._given.rows(arrays), arrays["k"]
         count = int(k.max())
@@ -97,7 +97,7 @@ class Related:
 
 
 def _append(rows: Rows, scores: Scores, found: tuple[Scores, Rows], pad: int) -> None:
-    """Put what was found behind what is there, ``[B, k]`` each, real slots first."""
+    """Append the found scores and rows to those that are there, ``[B, k]`` each, real slots first."""
     taken = np.count_nonzero(rows != pad, axis=1)
     wanted = np.minimum(np.count_nonzero(found[1] != pad, axis=1), rows.shape[1] - taken)
     places = np.arange(rows.shape[1])

@@ -1,4 +1,4 @@
-"""The rules that ask for more than items are, for the users of a batch: decided before the search."""
+"""The rules that depend on users, requests or the time, evaluated for a batch before the search."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Flags = npt.NDArray[np.bool_]
 
 
 class RequestRules:
-    """What of a release's rules depends on users, requests or the time.
+    """Those of a release's rules that depend on users, requests or the time.
 
     Parameters
     ----------
     release
         The release.
     clock
-        Returns the seconds since 1970-01-01 UTC, for requests that do not say what time it is.
+        Returns the seconds since 1970-01-01 UTC, for requests that do not send the time.
 
     Attributes
     ----------
     opened : list of (int, OpenedRule)
-        The number of each such rule among the settings', and its open form.
+        The index of each such rule in the settings, and its opened form.
     """
 
     def __init__(self, release: Release, clock: Callable[[], float]) -> None:
@@ -50,12 +50,12 @@ class RequestRules:
         self._id = release.manifest.catalogue.user_id_column
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse infinities, lengths that do not fit, and a validity without values."""
+        """Reject infinities, lengths that do not fit, and a validity without values."""
         for column in self._columns:
             column.check(arrays)
 
     def allowed(self, arrays: Arrays) -> Flags | None:
-        """Return which items pass for whom: ``[B or 1, I or 1]``; None if no rule asks."""
+        """Return which items pass for which users, ``[B or 1, I or 1]``; None if there is no such rule."""
         if not self.opened:
             return None
         given = self.given(arrays)
@@ -65,7 +65,7 @@ class RequestRules:
         return allowed
 
     def given(self, arrays: Arrays) -> Given:
-        """Return what rules read of the users and their requests."""
+        """Return the values of users and requests that rules read."""
         of_users = {column.name: column.carried(arrays) for column in self._users}
         of_requests = {column.name: column.carried(arrays) for column in self._columns}
         sent = {column.name: column.sent(arrays) for column in self._columns}

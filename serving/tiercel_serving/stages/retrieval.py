@@ -25,33 +25,33 @@ from .sent_ids import SentIds
 from .specs import CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
 from .specs import EXCLUDED as EXCLUDED_IDS
 
-#: Of how many items one request may ask what became of them.
+#: Largest number of items that one request may ask explanations for.
 MOST_EXPLAINED = 100
 
-#: What is said of items.
+#: The output tensors of explanations.
 _EXPLAINED = ("explain_reason", "explain_place", "explain_score", "explain_detail")
 
-#: What is done for some users: ``give(arrays, mask, listed)``.
+#: Finds the candidates of some users: ``give(arrays, mask, listed)``.
 _Give = Callable[[Arrays, Mask, Rows | None], Candidates]
 
 
 class Limits(NamedTuple):
-    """What the users of a batch must not get, and what alone they may.
+    """Which items the users of a batch must not get, and which are allowed.
 
     Parameters
     ----------
     seen, counts
-        Item rows that they had, end to end, and how many belong to each.
+        Item rows that the users have seen, end to end, and each user's number ``[B]``.
     excluded
-        ``[B, E]`` rows that the request rules out.
+        ``[B, E]`` rows to exclude: those that the request excludes, and those appended to the store.
     allowed
-        ``[B, I + 1]``: what they may get; None is everything else.
+        ``[B, I + 1]``: the only items that may be recommended; None allows all others.
     listed
-        ``[B, M]`` rows to be ranked in place of what is found; None if nobody sent any.
+        ``[B, M]`` rows to rank instead of searching; None if no request sent any.
     asked
-        ``[B, I + 1]``: what of that requests named; None is everything.
+        ``[B, I + 1]``: what ``allowed`` is without rules, from the requests' lists; None is everything.
     changed
-        What must come to nobody by now; None is nothing.
+        Items that no user may get any more; None if there are none.
     """
 
     seen: Rows
@@ -63,7 +63,7 @@ class Limits(NamedTuple):
     changed: ChangedItems | None = None
 
     def of(self, chosen: Flags) -> Limits:
-        """Return those of some users."""
+        """Return the limits of some users; ``asked`` is dropped."""
         return Limits(
             self.seen[np.repeat(chosen, self.counts)],
             self.counts[chosen],
@@ -74,7 +74,7 @@ class Limits(NamedTuple):
         )
 
     def mask(self, items: int) -> Mask:
-        """Return them as a mask over I items."""
+        """Return the limits as a mask over I items."""
         if self.allowed is None:
             mask = make_mask(len(self.counts), items, self.seen, self.counts)
         else:
@@ -86,12 +86,12 @@ class Limits(NamedTuple):
 
 
 class Retrieval:
-    """Give each user the N best candidates that are not excluded nor, unless allowed, already had.
+    """Return each user's N best candidates, without excluded items and, unless allowed, seen ones.
 
-    What must not come is taken out before the top-N is cut, and so is all that is not in a request's set of
-    what may come: everybody gets N candidates, if there are so many. A request that brings its own candidates
-    gets the N best of these. Users of whom nothing is known get the fallback's items, unless the settings say
-    ``rank``.
+    Items are masked before the top-N is taken, including all items outside of a request's set of allowed
+    ones. So every user gets N candidates, if there are that many. A request that sends its own candidates
+    gets the N best of these. Users about whom nothing is known get the fallback's items, unless the settings
+    say ``rank``.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Retrieval:
     release
         The release.
     clock
-        What time it is, for rules, where requests do not say it.
+        Returns the seconds since 1970-01-01 UTC, for requests that do not send the time.
     """
 
     def __init__(self, name: str, release: Release, clock: Callable[[], float] = time) -> None:
@@ -123,7 +123,7 @@ class Retrieval:
             for name in (EXCLUDED_IDS, INCLUDED, CANDIDATES)
         )
         self._asked = SentIds(EXPLAINED, self._items, MOST_EXPLAINED, text=False, stage=RETRIEVAL)
-        # By batch size, of which there are few: what is said where nothing was asked.
+        # Batch size → the outputs if no explanation is asked for; there are few batch sizes.
         self._unasked: dict[int, dict[str, Array]] = {}
         self._seen_again = SeenAgain(settings, clock)
         if self._seen_again.asks_times:
@@ -132,7 +132,7 @@ class Retrieval:
         self.renew()
 
     def renew(self) -> None:
-        """Let new items be found, and withdrawn ones not; decide rules for items as they are now."""
+        """Include added items, exclude withdrawn ones, and evaluate the rules for the current items."""
         self._changed.renew()
         named = zip(self._settings.sources, self._opened, strict=True)
         sources = [self._changed.grown(kind.name, source) for kind, source in named]
@@ -141,28 +141,28 @@ class Retrieval:
         self._explain = ExplainItems(self._release, self._rules)
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse long lists, lengths that do not fit, and infinities."""
+        """Reject too long lists, lengths that do not fit, infinities, and days beyond the recipe's limits."""
         for ids in (self._included, self._listed, self._asked):
             ids.check(arrays)
         self._rules.check(arrays)
         self._seen_again.check(arrays)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Retrieve.
+        """Retrieve the candidates of a batch.
 
         Parameters
         ----------
         arrays
-            What the sources read; ``user_id [B, 1]``, ``status [B, 1]``, ``excluded_row [B, E]``,
-            ``allow_seen [B, 1]``, the request's lists of what may come and of candidates, and what rules
-            read of it.
+            The tensors that the sources read; ``user_id [B, 1]``, ``status [B, 1]``, ``excluded_row [B, E]``,
+            ``allow_seen [B, 1]``, the request's lists of allowed items, of candidates and of items to
+            explain, and the tensors that rules read.
 
         Returns
         -------
         ``retrieved_row``, ``retrieval_score`` and ``source``, each ``[B, N]``; ``explain_reason``,
-        ``explain_place``, ``explain_score`` and ``explain_detail`` of the items that it shall be said of.
+        ``explain_place``, ``explain_score`` and ``explain_detail``, each ``[B, M]`` for M items to explain.
         """
-        # What was appended to the store since is in ``excluded_row``.
+        # Items appended to the store since the export are in ``excluded_row``.
         users = self._users.read(arrays["user_id"])
         given = self._listed.given(arrays) if self._listed.sent(arrays) else None
         limits = self._limits(arrays, users, given)
@@ -182,14 +182,14 @@ class Retrieval:
         return self._sources.ranked(arrays, mask, listed)
 
     def widths(self, arrays: Arrays) -> dict[str, int]:
-        """Return how wide what is said of items is: as many as one request asks for."""
+        """Return output → width of one request's explanations: the number of items it asks for."""
         ids = arrays.get(EXPLAINED)
         return dict.fromkeys(_EXPLAINED, 1 if ids is None else max(ids.shape[1], 1))
 
     def _explained(
         self, arrays: Arrays, limits: Limits, found: Candidates, unknown: Flags
     ) -> dict[str, Array]:
-        """Say of the items that were asked for why they were found or not."""
+        """Return explanations of the items that requests ask for."""
         if not self._asked.sent(arrays):
             if len(unknown) not in self._unasked:
                 specs = [tensor for tensor in self.spec.outputs if tensor.name in _EXPLAINED]
@@ -198,7 +198,7 @@ class Retrieval:
             return self._unasked[len(unknown)]
         rows = self._asked.rows(arrays)
         given = self._rules.given(arrays)
-        # Beside what the request rules out lies in ``excluded_row`` what was had since the release was made.
+        # ``excluded_row`` holds the request's exclusions, and also items seen since the release was made.
         had = limits._replace(allowed=None, changed=None).mask(self._pad)
         ruled_out = make_mask(len(unknown), self._pad, limits.seen[:0], np.zeros_like(limits.counts))
         ruled_out.add(self._sent_out.rows(arrays))
@@ -223,7 +223,7 @@ class Retrieval:
             place = np.where(masks[FOUND], place, np.where(np.isneginf(scores) | ~real, 0, deep))
         own = np.take_along_axis(found[0], np.maximum(place - 1, 0).clip(max=found[0].shape[1] - 1), axis=1)
         scores = np.where(masks[FOUND], own, np.where(np.isneginf(scores), np.float32(np.nan), scores))
-        # Who is answered by the fallback is not searched for: there is no scale.
+        # Users who get the fallback's items are not searched for, so they have no common scale.
         unscaled = unknown[:, None] & ~masks[FOUND]
         place, scores = np.where(unscaled, 0, place), np.where(unscaled, np.float32(np.nan), scores)
         detail = self._explain.details(reasons, rows, given)
@@ -236,7 +236,7 @@ class Retrieval:
             allowed = self._only(self._included.rows(arrays), self._included.given(arrays))
         if given is not None:
             listed = self._listed.rows(arrays)
-            # Of whoever is answered by the fallback the list is what may come.
+            # For users who get the fallback's items, the list is their set of allowed items.
             only = self._only(listed, given)
             allowed = only if allowed is None else allowed & only
         ruled, asked = self._rules.allowed(arrays), allowed
@@ -246,14 +246,14 @@ class Retrieval:
         return Limits(seen, counts, arrays["excluded_row"], allowed, listed, asked, self._changed)
 
     def _only(self, rows: Rows, given: Flags) -> Flags:
-        """Return ``[B, I + 1]``: what may come, of those who gave a set its rows alone."""
+        """Return ``[B, I + 1]``: for users who sent a set, which items are in it; True for all others."""
         allowed = np.zeros((len(given), self._pad + 1), np.bool_)
         allowed[~given] = True
         allowed[np.arange(len(given))[:, None], rows] = True
         return allowed
 
     def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Candidates:
-        """Answer each kind of users, those of another with masks of their own."""
+        """Find the candidates of each group of users (unknown, with a list, others), with its own mask."""
         if given is None and not some(unknown):
             return self._sources.personal(arrays, limits.mask(self._pad))
         given = np.zeros_like(unknown) if given is None else given

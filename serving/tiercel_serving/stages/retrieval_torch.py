@@ -1,4 +1,4 @@
-"""``retrieval`` on a device: what limits a request is read on the host, search and merging are tensors'."""
+"""``retrieval`` on a device: masks are prepared on the host; search and merging run on the device."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from ..sources.table import SOURCES
 from ..spec import Array, Arrays
 from .retrieval import Limits, Retrieval
 
-#: What is done for some users: ``give(arrays, limits)``.
+#: Finds the candidates of some users: ``give(arrays, limits)``.
 _Give = Callable[[Mapping[str, Any], Limits], tuple[Tensor, Tensor, Tensor]]
 
 
 class TensorRetrieval(Retrieval):
-    """Give each user the N best candidates, found on a device; see :class:`~.retrieval.Retrieval`.
+    """Return each user's N best candidates, found on a device; see :class:`~.retrieval.Retrieval`.
 
-    Requests' lists, what users had and the rules that ask of requests come from the host, with one copy of
-    what must not come. A source without a form on a device is asked on the host. What became of single items
-    is said on the host too, for requests that ask.
+    Requests' lists, seen items and rules on requests are evaluated on the host; the resulting mask is copied
+    to the device once. A source without a device form runs on the host, and so do explanations of items.
     """
 
     def __init__(self, name: str, release: Release, place: Place, clock: Callable[[], float] = time) -> None:
@@ -56,7 +55,7 @@ class TensorRetrieval(Retrieval):
         self.tensors = frozenset(read)
 
     def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Any:
-        """Answer each kind of users, those of another with masks of their own."""
+        """Find the candidates of each group of users (unknown, with a list, others), with its own mask."""
         if given is None and not some(unknown):
             return self._merged.personal(arrays, self._mask("personal", limits))
         given = np.zeros_like(unknown) if given is None else given
@@ -70,7 +69,7 @@ class TensorRetrieval(Retrieval):
             return kinds[0][1](arrays, limits)
         found = None
         for chosen, give in kinds:
-            # Who is of which kind is known on the host: nothing is waited for.
+            # The groups are known on the host, so nothing waits for the device.
             places = self._place.put(np.flatnonzero(chosen))
             part = {name: _some(arrays[name], chosen, places) for name in self._read}
             own = give(part, limits.of(chosen))
@@ -84,9 +83,10 @@ class TensorRetrieval(Retrieval):
         return self._merged.ranked(arrays, self._mask("named", limits), self._place.put(limits.listed))
 
     def _mask(self, kind: str, limits: Limits) -> TensorMask:
-        """Return what users of a kind must not get as a mask on the device.
+        """Return the limits of a group of users as a mask on the device.
 
-        By one copy, or two with what may come; each kind has room of its own, for one batch may have several.
+        This takes one copy, or two with an allowed set. Each group has its own buffer, since one batch may
+        have several groups.
         """
         users, pad, own = len(limits.counts), self._pad, [limits.excluded]
         if limits.changed is not None and len(limits.changed.out):
@@ -114,5 +114,5 @@ class TensorRetrieval(Retrieval):
 
 
 def _some(array: Any, chosen: Flags, places: Tensor) -> Any:
-    """Return the rows of some users, on the side where the array is."""
+    """Return the rows of some users, on the host or the device, wherever the array is."""
     return array[places] if isinstance(array, torch.Tensor) else array[chosen]

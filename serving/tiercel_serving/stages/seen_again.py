@@ -1,6 +1,6 @@
-"""When items that a user had count as seen: always, never (``allow_seen``), or for the latest n days.
+"""When items that a user has seen are masked: always, never (``allow_seen``), or for the latest n days.
 
-Training and offline figures ask here too, at the time of the test.
+Training and offline figures use this module too, with the time of the test.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _DAY_S = 86_400.0
 
 
 class MayCome(NamedTuple):
-    """What of the histories of a batch may come again.
+    """Which seen items the users of a batch may get again.
 
     Parameters
     ----------
     everything
-        ``[B]``: for whom all of it.
+        ``[B]``: which users may get all of them.
     until_s
-        ``[B]`` float64: what was had at that time or before, in seconds since 1970; None is nothing.
+        ``[B]`` float64, seconds since 1970: users may get items seen at that time or before; None is no item.
     """
 
     everything: npt.NDArray[np.bool_]
@@ -38,14 +38,14 @@ class MayCome(NamedTuple):
 
 
 class SeenAgain:
-    """What the recipe and requests say of items that users had.
+    """Decide which seen items may be recommended again, from the recipe and the requests.
 
     Parameters
     ----------
     settings
-        The recipe's.
+        The serving settings.
     clock
-        Seconds since 1970-01-01 UTC, for requests that do not say what time it is.
+        Returns the seconds since 1970-01-01 UTC, for requests that do not send the time.
     """
 
     def __init__(self, settings: ServingSettings, clock: Callable[[], float]) -> None:
@@ -53,18 +53,18 @@ class SeenAgain:
 
     @property
     def asks_times(self) -> bool:
-        """Whether it matters when an item was had."""
+        """Whether the times at which items were seen are needed."""
         return self._days is not None
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a number of days beyond the recipe's limits."""
+        """Reject a number of days beyond the recipe's limits."""
         if isinstance(self._days, PerRequest):
             self._days.check(arrays)
 
     def may_come(self, arrays: Arrays) -> MayCome:
-        """Return what holds for the users of a batch.
+        """Return which seen items the users of a batch may get again.
 
-        An item that lies exactly n days back may come; one that the clock puts into the future may not.
+        An item seen exactly n days ago may be recommended; one with a time in the future may not.
         """
         everything = arrays[ALLOW_SEEN][:, 0]
         if self._days is None:
@@ -72,12 +72,12 @@ class SeenAgain:
         now = arrays[NOW][:, 0]
         now = np.where(np.isnan(now), self._clock(), now)
         days = np.broadcast_to(batch_amount(self._days, arrays)[:, 0], now.shape)
-        # Without a number, neither of the recipe nor of the request, nothing comes again.
+        # Without a number from recipe or request, nothing may be recommended again.
         until_s = np.where(np.isnan(days), -np.inf, now - days * _DAY_S)
         return MayCome(everything | (days == 0), until_s)
 
     def masked(self, users: UserRows, arrays: Arrays) -> tuple[Rows, Rows]:
-        """Return what users ``[B]`` had and may not get again, end to end, and how much each."""
+        """Return the seen rows that users ``[B]`` may not get again, end to end, and each user's number."""
         allowed, until_s = self.may_come(arrays)
         if every(allowed):
             return np.empty(0, np.int64), np.zeros(len(allowed), np.int64)
@@ -92,11 +92,11 @@ class SeenAgain:
 
 
 def days_again(settings: ServingSettings) -> float | None:
-    """Return after how many days what users had comes again if their requests say nothing; None is never."""
+    """Return the days after which seen items may be recommended again by default; None is never."""
     days = settings.seen_again_days
     return days.default if isinstance(days, PerRequest) else days
 
 
 def given_again(settings: ServingSettings) -> bool:
-    """Return whether anything that users had comes to them again if their requests say nothing."""
+    """Return whether any seen items may be recommended again by default."""
     return settings.allow_seen or days_again(settings) is not None

@@ -16,7 +16,7 @@ from .specs import USER_FEATURES
 
 
 class SentColumn:
-    """One raw column that a request may carry; ``stage`` reads it."""
+    """One raw column that a request may carry; ``stage`` is the stage's name in messages."""
 
     def __init__(self, column: RequestColumn, stage: str = USER_FEATURES) -> None:
         self._stage = stage
@@ -43,9 +43,9 @@ class SentColumn:
         sent: npt.NDArray[np.bool_],
         overridden: npt.NDArray[np.bool_] | None = None,
     ) -> Column:
-        """Return the column of the batch: where it was ``sent``, else what the store holds, else null.
+        """Return the column of the batch: the value sent (where ``sent``), else the stored one, else null.
 
-        The store does not count in rows that are ``overridden``, sent or not.
+        In ``overridden`` rows (None: the sent ones) the store is ignored, whether or not a value was sent.
         """
         over = sent if overridden is None else overridden
         stored = users.raw(self.name) if self.of_user and not over.all() else None
@@ -56,14 +56,14 @@ class SentColumn:
         return merge_rows(self._as_column(arrays, sent), stored, over)
 
     def lengths(self, arrays: Arrays) -> npt.NDArray[np.int64] | None:
-        """Return ``[B]``: how long the list of each row of one request is, -1 for null; None if not sent."""
+        """Return ``[B]``, the list lengths of one request's rows, -1 for null; None if not sent."""
         values, lengths = arrays.get(self.tensor), arrays.get(self.companion)
         if lengths is not None:
             return lengths[:, 0].astype(np.int64)
         return None if values is None else np.full(len(values), values.shape[1], np.int64)
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse infinities, lengths that do not fit, and a validity without values."""
+        """Reject infinities, lengths that do not fit, and a validity without values."""
         values = arrays.get(self.tensor)
         if self.is_list:
             check_list(arrays, self.tensor, self.companion, self._stage)
@@ -80,11 +80,11 @@ class SentColumn:
             )
 
     def carried(self, arrays: Arrays) -> Column:
-        """Return the column of the batch as its tensors carry it, null where they say so."""
+        """Return the column of the batch as sent in its tensors, null where they mark it so."""
         return self._as_column(arrays, self.sent(arrays))
 
     def tensors(self, column: Column) -> dict[str, Array]:
-        """Return the tensors that carry a column of B rows."""
+        """Return the tensors for a column of B rows."""
         if column.offsets is None:
             values = column.values.astype(self.dtype, copy=False)
             if self.dtype.kind == "f":
@@ -94,7 +94,7 @@ class SentColumn:
             valid = np.ones(len(column), np.bool_) if column.valid is None else column.valid
             return {self.tensor: values[:, None], self.companion: valid[:, None]}
         lengths = np.diff(column.offsets)
-        # Triton has no use for a tensor without elements.
+        # At least one column: Triton can't pass on a tensor without elements.
         width = max(int(lengths.max(initial=0)), 1)
         rows = np.zeros((len(lengths), width), self.dtype)
         if self.dtype == np.object_:
@@ -115,7 +115,7 @@ class SentColumn:
 
 
 def check_session(arrays: Arrays, columns: Sequence[SentColumn]) -> None:
-    """Refuse a request whose columns of a session's events differ in length; null is any length."""
+    """Reject a request whose columns of a session's events differ in length; null fits any length."""
     first: tuple[SentColumn, npt.NDArray[np.int64]] | None = None
     for column in columns:
         lengths = column.lengths(arrays)
@@ -135,7 +135,7 @@ def check_session(arrays: Arrays, columns: Sequence[SentColumn]) -> None:
 
 
 def check_list(arrays: Arrays, name: str, companion: str, stage: str, limit: int | None = None) -> None:
-    """Refuse a list tensor that is too long, or whose lengths do not fit its width."""
+    """Reject a list tensor that is too long, or whose lengths do not fit its width."""
     values, lengths = arrays.get(name), arrays.get(companion)
     width = 0 if values is None else values.shape[1]
     if limit is not None and width > limit:

@@ -1,12 +1,12 @@
-"""Lists of raw item ids that a request carries: a tensor of ids, or for text the same lists packed.
+"""Lists of raw item ids in a request: a tensor of ids or, for text ids, packed lists.
 
-A BYTES tensor becomes a Python object an id, at both ends: 5,000 ids cost milliseconds. *Packed*, each user's
-list is one element::
+In a BYTES tensor every id is a Python object, in client and server: 5,000 ids cost milliseconds. *Packed*,
+each user's list is one element::
 
     int32 n, little-endian | UTF-8 of id 1 | NUL | … | UTF-8 of id n | NUL
 
-An element without a byte is a null list, one of four zero bytes an empty list. Ids that hold a NUL come as a
-tensor.
+An element of no bytes is a null list, one of four zero bytes an empty list. Ids that contain a NUL must be
+sent as a tensor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..tables.items import ItemTable
 from .sent_columns import check_list
 from .specs import LENGTHS, PACKED, USER_FEATURES
 
-#: The bytes of n.
+#: Size of n in bytes.
 _COUNT = 4
 
 
@@ -35,13 +35,13 @@ class SentIds:
     name
         A key of :data:`~.specs.LENGTHS`.
     items
-        Whose ids they are.
+        The items that the ids belong to.
     limit
-        How many a list may hold.
+        Largest length of a list.
     text
-        Whether ids are text. Where they are not, what is called like the packed list is a column.
+        Whether ids are text. If not, a tensor with the packed list's name is a column.
     stage
-        Who reads it, for messages.
+        The stage's name in messages.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SentIds:
         self._items, self._limit = items, limit
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse lists that are too long, that do not fit what is said of them, or that come twice."""
+        """Reject lists that are too long, do not fit their lengths, or are sent in both forms."""
         check_list(arrays, self._name, self._length, self._stage, limit=self._limit)
         packed = self._sent(arrays)
         if packed is None:
@@ -71,7 +71,7 @@ class SentIds:
         return None if self._packed is None else arrays.get(self._packed)
 
     def _problem(self, element: bytes) -> str:
-        """Return what is wrong with a packed list, or nothing."""
+        """Return what is wrong with a packed list, or an empty string."""
         layout = "send int32 n, then n ids with a NUL behind each; ids that hold a NUL go as a tensor"
         if len(element) < _COUNT:
             return f"expected at least {_COUNT} bytes, or none for null, got {len(element)}; {layout}"
@@ -86,7 +86,7 @@ class SentIds:
         return ""
 
     def sent(self, arrays: Arrays) -> bool:
-        """Return whether some user carries a list that is not null."""
+        """Return whether any user sends a list that is not null."""
         lengths = arrays[self._length]
         longest = lengths.item() if lengths.size == 1 else lengths.max()
         if self._packed is None:
@@ -95,13 +95,13 @@ class SentIds:
         return bool(longest >= 0 or (packed is not None and packed.astype(np.bool_).any()))
 
     def given(self, arrays: Arrays) -> npt.NDArray[np.bool_]:
-        """Return ``[B]``: which users carry a list that is not null."""
+        """Return ``[B]``: which users send a list that is not null."""
         given: npt.NDArray[np.bool_] = arrays[self._length][:, 0] >= 0
         packed = self._sent(arrays)
         return given if packed is None else given | packed[:, 0].astype(np.bool_)
 
     def rows(self, arrays: Arrays) -> Rows:
-        """Return the lists' catalogue rows ``[B, W]`` in their order; I where there is no item."""
+        """Return the lists' catalogue rows ``[B, W]`` in order; I for unknown ids and as padding."""
         ids, packed = arrays[self._name], self._sent(arrays)
         parts = []
         if ids.shape[1]:
@@ -124,14 +124,14 @@ class SentIds:
 
 
 def unpack(packed: Array) -> tuple[Strings, Rows]:
-    """Return the ids of all packed lists ``[B]`` end to end, and how many each has; they were checked.
+    """Return the ids of all packed lists ``[B]`` end to end, and how many each has; they must be checked.
 
-    There is a Python object for each list, and none for an id.
+    This creates a Python object per list, but none per id.
     """
     elements: list[bytes] = packed.tolist()
     counts = np.array([int.from_bytes(element[:_COUNT], "little") for element in elements], np.int64)
     if len(elements) == 1:
-        text = np.frombuffer(elements[0], np.uint8)[_COUNT:]  # frombuffer itself takes no empty rest
+        text = np.frombuffer(elements[0], np.uint8)[_COUNT:]  # frombuffer rejects an offset at the end
     else:
         text = np.frombuffer(b"".join([element[_COUNT:] for element in elements]), np.uint8)
     return Strings(text, split_at_nuls(text, int(counts.sum())), gap=1), counts

@@ -1,8 +1,8 @@
-"""The tensor table of the served graph: the one place where its names, dtypes and dims are written.
+"""The tensor table of the served graph: the one place that defines its names, dtypes and dims.
 
-``I`` is the number of items and also the *pad row*: the number of the dummy last row of every item
+``I`` is the number of items and also the *pad row*: the index of the dummy last row of every item
 table. ``N`` candidates leave retrieval, ``K`` of them reach the ranker, ``L`` is the length of a
-history. The user axis comes first in every tensor and is not written down.
+history. The user axis comes first in every tensor and is left out here.
 
 Tensors of width zero (a part without numeric columns, a history of length 0) are left out.
 """
@@ -22,19 +22,19 @@ from ..settings import ServingSettings
 from ..spec import PACKED_OF, StageSpec, TensorSpec, list_tensor
 from .column_tensors import empty_of, list_tensors, request_tensors, told_to_rules
 
-#: Stages that every graph has, and those of a ranker. Between the first and retrieval comes one query
-#: stage, :func:`query_stage`, for each source with a query model.
+#: Stages of every graph, and those of graphs with a ranker. Between ``user_features`` and ``retrieval`` comes
+#: one query stage, :func:`query_stage`, for each source with a query model.
 USER_FEATURES, RETRIEVAL, FILTERING = "user_features", "retrieval", "filtering"
 CANDIDATE_FEATURES, RANKING, ORDERING = "candidate_features", "ranking", "ordering"
 
-#: The models beside the graph: what turns ids or rows into titles, and what knows similar items.
+#: Models beside the graph: titles of items, and similar items.
 DESCRIBE_ITEMS, RELATED = "describe_items", "related"
 BESIDE = (DESCRIBE_ITEMS, RELATED)
 
-#: The lists of raw ids that every request may carry: what must not come and what the user had, which the
-#: first stage reads; what alone may come, and what shall be ranked in place of what is found, which retrieval
-#: reads. Then the companions that give their lengths, and those that carry the same lists packed, where ids
-#: are text (``sent_ids.py``).
+#: The lists of raw ids that a request may carry. The first stage reads those to exclude and the history;
+#: retrieval reads the only allowed items, the candidates to rank instead of searching, and the items to
+#: explain; the model ``related`` reads the given items. Then the companions with their lengths, and those
+#: with the packed lists, for text ids (``sent_ids.py``).
 EXCLUDED, HISTORY = "exclude_item_ids", "history_item_ids"
 INCLUDED, CANDIDATES, EXPLAINED = "include_item_ids", "candidate_item_ids", "explain_item_ids"
 RELATED_TO = "related_item_ids"
@@ -49,16 +49,16 @@ LISTS: Mapping[str, str] = {
 LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
 PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS if name not in (EXPLAINED, RELATED_TO)}
 
-#: Tensors of catalogue rows that one stage gives to another.
+#: Tensors of catalogue rows that are passed between stages.
 ITEM_ROWS = ("history_row", "excluded_row", "retrieved_row", "kept_row")
 
-#: Whether a user may get what the user already had.
+#: Whether users may get items that they have already seen.
 ALLOW_SEEN = "allow_seen"
 
-#: The time that rules go by.
+#: The current time for rules and ``seen_again_days``, in seconds since 1970-01-01 UTC.
 NOW = "now"
 
-#: What the tensors of every request and of every answer are called: no number of a reorder step may be.
+#: Names of tensors of every request and answer, which numbers of reorder steps must not use.
 FACE = frozenset(
     (
         *("user_id", "k", ALLOW_SEEN, *LISTS, *LENGTHS.values(), *PACKED.values()),
@@ -74,7 +74,7 @@ QUERY_PREFIX = "query_"
 
 
 def bucket_name(k: int) -> str:
-    """Return the name of the ranker's engine for k candidates: of its artefact, and in reports."""
+    """Return the name of the ranker's engine for k candidates, in artefacts and reports."""
     return f"{RANKING}_k{k}"
 
 
@@ -89,13 +89,13 @@ def query_stage(source: str) -> str:
 
 
 def time_spec(stage: str) -> TensorSpec:
-    """Return the tensor ``time_us_<stage>`` f32 ``[1]``: microseconds for the batch it ran in."""
+    """Return the tensor ``time_us_<stage>`` float32 ``[1]``: microseconds for the whole batch."""
     return TensorSpec(TIME_PREFIX + stage, "float32", (1,), doc=f"Microseconds spent in {stage}.")
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Every tensor that a model may name, before any model is known; from parts of the manifest."""
+    """Every tensor that a model may name as an input, derived from parts of the manifest."""
 
     settings: ServingSettings
     catalogue: Catalogue
@@ -103,7 +103,7 @@ class Tensors:
 
     @property
     def user(self) -> tuple[TensorSpec, ...]:
-        """What is known of a user: packed features and history."""
+        """The tensors of a user: packed features and history."""
         packed, length, pad = self.packed, self.settings.history_length, self.catalogue.items
         shown = len(self.settings.history_columns)
         return _withoutempty_of(
@@ -117,7 +117,7 @@ class Tensors:
 
     @property
     def item(self) -> tuple[TensorSpec, ...]:
-        """What is known of the K candidates."""
+        """The packed features of the K candidates."""
         packed, k = self.packed, self.settings.kept
         return _withoutempty_of(
             TensorSpec("item_cat", "int64", (k, len(packed.item_cat)), doc="Category ids."),
@@ -127,7 +127,7 @@ class Tensors:
 
     @property
     def kept(self) -> tuple[TensorSpec, ...]:
-        """What filtering gives."""
+        """The outputs of filtering."""
         n, k, pad = self.settings.candidates, self.settings.kept, self.catalogue.items
         return (
             TensorSpec("kept_row", "int64", (k,), pad=pad, doc="Those that passed every rule."),
@@ -139,20 +139,20 @@ class Tensors:
 
     @property
     def by_candidate(self) -> frozenset[str]:
-        """Names of what a ranker may take for each of the K candidates."""
+        """Names of the tensors of K candidates that a ranker may take."""
         return frozenset(tensor.name for tensor in (*self.item, *self.kept)) - {"filter_reason"}
 
     @property
     def ranker(self) -> tuple[TensorSpec, ...]:
-        """What a ranker may name: users, candidates, and what retrieval said of these."""
+        """The tensors that a ranker may take: of users, of candidates, their retrieval scores and sources."""
         said = (tensor for tensor in self.kept if tensor.name in ("kept_score", "kept_source"))
         return (*self.user, *self.item, *said)
 
 
 def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
-    """Return the specs of all stages, the served graph's first and in its order, then those beside it.
+    """Return the specs of all stages: those of the served graph in order, then those beside it.
 
-    ``candidate_features`` and ``ranking`` are there if the ranker needs them.
+    ``ranking`` is present if there is a ranker, and ``candidate_features`` if there also are item features.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     tensors, n, pad = Tensors(settings, catalogue, manifest.packed), settings.candidates, catalogue.items
     id_dtype = catalogue.user_id_dtype
     user_id = TensorSpec("user_id", id_dtype, (1,), False, empty_of(id_dtype), "Raw user id.")
-    # The first stage only checks k and what steps take: what is wrong is refused before any work.
+    # The first stage only checks k and the steps' numbers, so that bad requests fail before any work.
     k = TensorSpec("k", "int32", (1,), True, settings.k_default, "How many items the answer shall have.")
     doc = "Whether what the user already had may come."
     allow_seen = TensorSpec(ALLOW_SEEN, "bool", (1,), True, settings.allow_seen, doc)
@@ -239,7 +239,7 @@ def _request(manifest: Manifest) -> Iterator[TensorSpec]:
 
 
 def _of_seen(settings: ServingSettings) -> Iterator[TensorSpec]:
-    """Yield what says which items that users had may come again."""
+    """Yield the tensors that decide which seen items may be recommended again."""
     days = settings.seen_again_days
     if days is not None:
         yield _clock()
@@ -252,7 +252,7 @@ def _clock() -> TensorSpec:
 
 
 def _asked_by_rules(manifest: Manifest, of_seen: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
-    """Yield what rules read of the request, and what else of it says which items may come."""
+    """Yield the request tensors that rules and ``seen_again_days`` read."""
     asks = asked(manifest.settings.rules)
     for column in manifest.request_columns:
         if column.part != "user" and column.name in asks.requests:
@@ -269,7 +269,7 @@ def _ranking(manifest: Manifest, tensors: Tensors) -> list[StageSpec]:
         return []
     rank_score = TensorSpec("rank_score", "float32", (k, model.tasks), doc="One column a task.")
     inputs = _named(RANKING, tensors.ranker, model.inputs)
-    if manifest.settings.kept_buckets:  # which slots are real says which engine is enough
+    if manifest.settings.kept_buckets:  # the number of real slots decides which engine suffices
         inputs = (*inputs, *_named(RANKING, tensors.kept, ("kept_row",)))
     ranking = StageSpec(RANKING, inputs, (rank_score,))
     if not tensors.item:
@@ -306,7 +306,7 @@ def _describe_items(catalogue: Catalogue) -> StageSpec:
     dtype, items = catalogue.item_id_dtype, catalogue.items
     inputs = (
         TensorSpec("item_id", dtype, (-1,), True, empty_of(dtype), "Raw ids; send these or item_row."),
-        # -1 cannot be sent: it says that this row of the batch speaks in ids.
+        # -1 can't be sent: it marks the rows of a batch that send ids.
         TensorSpec("item_row", "int64", (-1,), True, -1, "Catalogue rows; send these or item_id."),
     )
     outputs = (
@@ -336,7 +336,7 @@ def _packed_list(part: str, entry: PackedList, *leading: int) -> TensorSpec:
 
 
 def _named(stage: str, known: Sequence[TensorSpec], names: Iterable[str]) -> tuple[TensorSpec, ...]:
-    """Return the tensors of these names, in the names' order."""
+    """Return the tensors with these names, in that order; raise ManifestInvalid if one is unknown."""
     tensors = {tensor.name: tensor for tensor in known}
     wanted = list(names)
     unknown = [name for name in wanted if name not in tensors]

@@ -1,4 +1,4 @@
-"""Every stage, found by its name; a Triton model imports only what its own stages need."""
+"""The table of stages, by name. A Triton model imports only what its own stages need."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from .specs import (
 
 
 class Row(NamedTuple):
-    """One stage: ``module:class`` made from its name and the release, and its form on a device.
+    """One stage: ``path``, its ``module:class``, and ``on_device``, ``module:attribute`` of its device form.
 
-    That is made from the :class:`~tiercel_serving.device.place_torch.Place` besides, and its ``tensors`` name
-    the inputs that it takes there. A stage without one runs on the host.
+    ``path`` is called with the stage's name and the release; ``on_device`` also gets the
+    :class:`~tiercel_serving.device.place_torch.Place`. The attribute ``tensors`` of a device form names the
+    inputs that it takes on the device. A stage without a device form runs on the host.
     """
 
     path: str
@@ -65,7 +66,7 @@ def row_of(name: str) -> Row:
 
 
 def build_stage(name: str, release: Release, place: Any = None) -> Stage:
-    """Open the artefacts of one stage and return it: in torch on a ``place``, if there is one and it can.
+    """Open the artefacts of one stage and return it: its device form if there are a ``place`` and a form.
 
     Raises
     ------

@@ -28,9 +28,9 @@ from .specs import EXCLUDED, HISTORY
 class UserFeatures:
     """Turn raw requests into rows and model-ready tensors.
 
-    A batch that sends no feature gathers what export made of the store's users; a batch that does runs
-    the compiled feature program on all of its rows. Both give the same bits, since the program treats
-    each row by itself.
+    A batch without features in its requests gathers the users' tensors that the export computed. A batch with
+    features runs the compiled feature program on all of its rows. Both give the same bits, since the program
+    treats each row independently.
     """
 
     def __init__(self, name: str, release: Release, clock: Callable[[], float] = time) -> None:
@@ -55,13 +55,13 @@ class UserFeatures:
         self._k_max, self._set = settings.k_max, settings.numbers()
         self._seen_again = SeenAgain(settings, clock)
         self._pad = self._items.size
-        # By batch size, of which there are few.
+        # Batch size → an array without items; there are few batch sizes.
         self._blank: dict[int, Rows] = {}
         self._release, self._shows_history = release, "history_cat" in names
         self.renew()
 
     def renew(self) -> None:
-        """Take the items' categories as they are now."""
+        """Open the current categories of items."""
         self._history_cat = self._history_table(self._release) if self._shows_history else None
 
     def _find_id_column(self) -> str | None:
@@ -76,7 +76,7 @@ class UserFeatures:
         return others[0] if others else None
 
     def _history_table(self, release: Release) -> Array:
-        """Return the items' category ids that a history shows, ``[I + 1, H]`` with each row together."""
+        """Return the items' category ids that a history shows, a C-contiguous ``[I + 1, H]``."""
         wanted, packed = release.settings.history_columns, release.manifest.packed.item_cat
         missing = [name for name in wanted if name not in packed]
         if missing:
@@ -87,11 +87,11 @@ class UserFeatures:
         table = self._items.packed("item_cat")
         if wanted == packed:
             return table
-        # Rows that do not lie together would make each gather copy the whole table.
+        # If rows were not contiguous, each gather would copy the whole table.
         return np.ascontiguousarray(table[:, [packed.index(name) for name in wanted]])
 
     def check(self, arrays: Arrays) -> None:
-        """Refuse a wrong ``k`` or number of a step, infinities, lengths that do not fit, and long lists."""
+        """Reject a wrong ``k`` or step number, infinities, lengths that do not fit, and too long lists."""
         check_k(arrays, self._k_max)
         for one in self._set:
             one.check(arrays)
@@ -102,18 +102,18 @@ class UserFeatures:
         check_session(arrays, self._session)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Look users and items up, take features from the request or the store.
+        """Look up users and items, and take features from the request or the store.
 
         Returns
         -------
         ``status [B, 1]``, the packed user tensors, ``history_row [B, L]``, ``history_length [B, 1]``,
-        ``history_cat [B, L, H]``, ``excluded_row [B, E]`` with E ≥ 1, and what rules read of users.
+        ``history_cat [B, L, H]``, ``excluded_row [B, E]`` with E ≥ 1, and the user columns that rules read.
         """
         users = self._store.read(arrays["user_id"])
         sent = [column.sent(arrays) for column in self._columns]
         overridden = self._sent_history.given(arrays)
         outputs: dict[str, Array] = {"status": self._status(users, sent, overridden)[:, None]}
-        # The dummy row stands for no id at all, which is not what an unknown id is to the program.
+        # The dummy row was computed without an id; for an unknown id the program may give other features.
         new_ids = self._id_column is not None and not every(users.known)
         stale = users.stale is not None and some(users.stale)
         if new_ids or stale or any(map(some, sent)):
@@ -138,13 +138,13 @@ class UserFeatures:
             ruled_out.append(np.where(may_come.everything[:, None], self._pad, users.filtered))
         excluded = [rows for rows in ruled_out if rows.shape[1]]
         if not excluded:
-            # Triton has no use for a tensor without elements.
+            # Triton can't pass on a tensor without elements.
             excluded = [self._nobody(len(sent_rows))]
         outputs["excluded_row"] = excluded[0] if len(excluded) == 1 else np.concatenate(excluded, axis=1)
         return outputs
 
     def _nobody(self, users: int) -> Rows:
-        """Return ``[B, 1]`` of no item."""
+        """Return ``[B, 1]`` of the pad row."""
         if users not in self._blank:
             self._blank[users] = np.full((users, 1), self._pad)
         return self._blank[users]
@@ -154,7 +154,7 @@ class UserFeatures:
     ) -> Array:
         known = users.known
         if every(known):
-            # KNOWN, and the quicker way to write it.
+            # KNOWN is 0, and zeros are faster to make.
             return np.zeros(len(known), np.int32)
         features = overridden.copy()
         for column, flags in zip(self._columns, sent, strict=True):
@@ -168,7 +168,7 @@ class UserFeatures:
         given = zip(self._columns, sent, strict=True)
         columns = {column.name: column.column(arrays, users, flags) for column, flags in given}
         if self._session:
-            # A request that sends one column of a session sends the whole session: none of it is the store's.
+            # A request that sends one column of a session replaces the whole session of the store.
             flags_of = dict(zip(self._columns, sent, strict=True))
             whole = np.logical_or.reduce([flags_of[column] for column in self._session])
             for column in self._session:

@@ -1,1 +1,1 @@
-"""User stores: data of users by raw id. One file for each kind; ``table.py`` lists them."""
+"""User stores: user data by raw id. One file per kind; ``table.py`` lists them."""

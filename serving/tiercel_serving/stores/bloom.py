@@ -1,14 +1,14 @@
-"""Bloom filters of items that users had, for histories too long to carry.
+"""Bloom filters of items that users have seen, for histories too long to store in full.
 
 A filter of m bits (Bloom 1970, "Space/time trade-offs in hash coding with allowable errors") sets k of them
-for each item. An item that was put is always found; one that was not, with the chance (1 - e^(-k n / m))^k
-after n items. Of all filters with that chance p the smallest has k = log2(1/p) and m = n k / ln 2: half of
-its bits are set. k is rounded up here, so p is 2^-k or less.
+for each item. An item that was added is always found; another item is found, after n items, with probability
+p = (1 - e^(-k n / m))^k. The smallest filter for a given p has k = log2(1/p) and m = n k / ln 2: half of its
+bits are set. k is rounded up here, so p is 2^-k or less.
 
-A filter that is fed for years is a *series*, each filter twice as large as the one before with half its
-chance (Almeida et al. 2007, "Scalable Bloom filters"): together they find no more than twice the first one's
-p. The release's filter and the store's share the recipe's rate: half for the one, a quarter for the first of
-the others.
+A filter that keeps growing is a *series*: each filter is twice as large as the one before, with half its p
+(Almeida et al. 2007, "Scalable Bloom filters"), so the series has at most twice the p of its first filter.
+The release's filter and the store's series share the recipe's false positive rate: the release's filter gets
+half of it, the first filter of the series a quarter.
 
 The k bits of an item are numbers of a SplitMix64 generator (Steele et al. 2014, "Fast splittable pseudorandom
 number generators") whose seed is the raw id, since stores outlive catalogue rows.
@@ -39,50 +39,50 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _ALL = 2**64 - 1
 
-#: Of one filter in a series: k, how many items were put, bytes of its bits, which follow.
+#: Header of one filter in a series: k, number of items added, number of bytes of the bits that follow.
 _HEAD = Struct("<III")
 
-#: Items that the first filter of a series holds.
+#: Capacity, in items, of the first filter of a series.
 FIRST = 1024
 
 
 class SeenFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much of a history is carried as it is; what is older is kept in a Bloom filter.
+    """How much of a history is stored in full; older items go into a Bloom filter.
 
     Parameters
     ----------
     beyond
-        How many of a user's latest items the release carries.
+        Number of a user's latest items that the release stores in full.
     false_positives
-        With which chance, at most, an item that a user did not have counts as had, and never comes.
+        Largest probability that an item counts as seen although it is not, and is never recommended.
     """
 
     beyond: int = 1000
     false_positives: float = 0.001
 
     def problems(self) -> list[Problem]:
-        """Return numbers that make no sense."""
+        """Return numbers that are out of range."""
         ranges = {"beyond": COUNT, "false_positives": Range(1e-9, 0.5)}
         return list(out_of_range(self, ranges))
 
     @property
     def of_release(self) -> int:
-        """K of the release's filters."""
+        """Number k of bits per item in the release's filters."""
         return ceil(log2(2 / self.false_positives))
 
     @property
     def of_store(self) -> int:
-        """K of the first filter of a series."""
+        """Number k of bits per item in the first filter of a series."""
         return ceil(log2(4 / self.false_positives))
 
 
 def byte_count(items: Any, hashes: int) -> Any:
-    """Return how many bytes a filter of so many items has, in whole words of 64 bits; also of an array."""
+    """Return the bytes of a filter for a number (or array) of items, rounded up to 64-bit words."""
     return np.ceil(items * (hashes / log(2) / 64)).astype(np.int64) * 8
 
 
 def item_keys(ids: Array | Strings) -> Keys:
-    """Return the seed of each raw id ``[n]``."""
+    """Return the generator seed ``[n]`` uint64 of each raw id ``[n]``."""
     if not isinstance(ids, Strings) and ids.dtype != np.object_:
         return np.ascontiguousarray(ids, np.int64).view(np.uint64)
     texts = (ids.objects() if isinstance(ids, Strings) else ids).tolist()
@@ -94,7 +94,7 @@ def _key_of_text(text: bytes) -> int:
 
 
 def probe(keys: Keys, number: int) -> npt.NDArray[np.uint32]:
-    """Return the upper half of each generator's number ``number``, from 1."""
+    """Return the upper 32 bits of the ``number``-th output, from 1, of each key's generator."""
     mixed = keys + np.uint64(number * _GOLDEN & _ALL)
     for shift, multiplier in _MULTIPLIERS:
         mixed ^= mixed >> np.uint64(shift)
@@ -103,16 +103,16 @@ def probe(keys: Keys, number: int) -> npt.NDArray[np.uint32]:
 
 
 def bit_of(probes: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64]:
-    """Return which of so many bits (below 2^31) each probe means."""
+    """Return the bit index that each probe selects among ``bits`` (below 2^31)."""
     places = np.multiply(probes, np.uint64(bits), dtype=np.uint64)
     places >>= np.uint64(32)
     return places.view(np.int64)
 
 
 class ItemProbes:
-    """Items that filters are asked about: all of a catalogue, by row.
+    """The items that filters are tested for: those of a catalogue, by row.
 
-    What is the same for every user is worked out once, a table ``[I]`` uint32 for each of the k bits.
+    Each of the k probes of every item is computed once for all users, as a table ``[n]`` uint32.
 
     Parameters
     ----------
@@ -133,9 +133,9 @@ class ItemProbes:
         return self._probes[place]
 
     def members(self, data: Bytes, hashes: int) -> Rows:
-        """Return the rows, ascending, of the items that one filter holds, or seems to.
+        """Return the rows of the items that one filter contains, false positives included.
 
-        Each bit leaves half of the rest, so that all of them cost little more than the first two.
+        Each probe rules out about half of the remaining items, so all k cost little more than the first two.
         """
         bits = np.unpackbits(data, bitorder="little").view(np.bool_)
         found = np.flatnonzero(bits[bit_of(self._probe(0), len(bits))])
@@ -144,7 +144,7 @@ class ItemProbes:
         return self._rows[found]
 
     def members_of_series(self, series: bytes) -> Rows:
-        """Return the rows of the items that a series of filters holds, or seems to."""
+        """Return the ascending rows of the items that a series contains, false positives included."""
         parts = [self.members(np.frombuffer(data, np.uint8), k) for k, _, data in read_series(series)]
         return np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
 
@@ -155,7 +155,7 @@ def build_filters(users: Rows, keys: Keys, n_users: int, hashes: int) -> tuple[R
     Parameters
     ----------
     users, keys
-        ``[n]`` whose each item is, ascending, and its seed.
+        ``[n]`` user row of each item, ascending, and the item's seed.
     n_users
         U.
     hashes
@@ -170,7 +170,7 @@ def build_filters(users: Rows, keys: Keys, n_users: int, hashes: int) -> tuple[R
     offsets = np.append(0, np.cumsum(sizes))
     data = np.zeros(int(offsets[-1]), np.uint8)
     ends = np.searchsorted(users, np.arange(n_users + 1))
-    for user in np.flatnonzero(sizes).tolist():  # few users have so much, and of those each has much
+    for user in np.flatnonzero(sizes).tolist():  # few users need a filter, and each has many items
         own, bits = keys[ends[user] : ends[user + 1]], np.zeros(int(sizes[user]) * 8, np.bool_)
         for number in range(1, hashes + 1):
             bits[bit_of(probe(own, number), len(bits))] = True
@@ -179,7 +179,7 @@ def build_filters(users: Rows, keys: Keys, n_users: int, hashes: int) -> tuple[R
 
 
 def read_series(series: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield k, how many items were put, and the bits of each filter."""
+    """Yield k, the number of items added, and the bits of each filter."""
     at = 0
     while at < len(series):
         hashes, count, size = _HEAD.unpack_from(series, at)
@@ -188,12 +188,12 @@ def read_series(series: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def check_series(series: bytes) -> bytes:
-    """Return bytes that are a series of filters.
+    """Return the bytes if they are a series of filters.
 
     Raises
     ------
     ValueError
-        They are none.
+        They are not.
     """
     try:
         whole = all(0 < k < 100 and data and len(data) % 8 == 0 for k, _, data in read_series(series))
@@ -205,7 +205,7 @@ def check_series(series: bytes) -> bytes:
 
 
 def put(series: bytes, items: Sequence[int | bytes], settings: SeenFilter) -> bytes:
-    """Return a series of filters that holds more items; what it holds already changes nothing."""
+    """Return the series with items added, raw ids; items that it already contains change nothing."""
     filters = [(hashes, count, bytearray(data)) for hashes, count, data in read_series(series)]
     for item in items:
         key = _key_of_text(item) if isinstance(item, bytes) else item
@@ -223,7 +223,7 @@ def put(series: bytes, items: Sequence[int | bytes], settings: SeenFilter) -> by
 
 
 def holds(data: bytes | bytearray, hashes: int, key: int) -> bool:
-    """Return whether a filter holds an item, or seems to: the plain reference of :class:`ItemProbes`."""
+    """Return whether a filter contains an item: the plain reference of :class:`ItemProbes`."""
     return all(data[bit >> 3] >> (bit & 7) & 1 for bit in _bits(key, hashes, len(data) * 8))
 
 

@@ -1,4 +1,4 @@
-"""A store as a command line or a model's config names it: ``KIND``, ``KIND:TEXT``, or settings in JSON."""
+"""A store as named on a command line or in a model's config: ``KIND``, ``KIND:TEXT``, or JSON settings."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def read_store(text: str) -> StoreKind:
     Parameters
     ----------
     text
-        ``embedded:/var/lib/tiercel``, ``redis:HOST:PORT``, ``memory_mapped`` (none, whatever the release
-        says), or JSON such as ``{"kind": "redis", "url": "redis://HOST:PORT/0", "timeout_ms": 50}``.
+        ``embedded:/var/lib/tiercel``, ``redis:HOST:PORT``, ``memory_mapped`` (no store, even if the release
+        names one), or JSON such as ``{"kind": "redis", "url": "redis://HOST:PORT/0", "timeout_ms": 50}``.
 
     Raises
     ------
     KindUnavailable
         There is no such kind, or its library is not installed.
     InvalidSettings
-        The settings are none of that kind, or wrong.
+        The settings do not fit the kind, or have problems.
     """
     try:
         if text.lstrip().startswith("{"):

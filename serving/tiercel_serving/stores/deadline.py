@@ -1,4 +1,4 @@
-"""Reads with a deadline, from a store that may be slow or gone, and may come back."""
+"""Reads with a deadline, from a store that may be slow or unavailable for a while."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ Read = Callable[[Sequence[bytes]], Sequence[bytes | None]]
 
 
 class _Job:
-    """One read: its keys, and what became of it."""
+    """One read: its keys, and its result."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self.keys = keys
         self.done = threading.Event()
-        #: None: it was not asked for, since the store did not answer before.
+        #: None if the read was skipped because the store was already down.
         self.records: Sequence[bytes | None] | None = None
         self.error: Exception | None = None
 
 
 class DeadlineReader:
-    """Reads in a thread of its own, for which nobody waits longer than the deadline.
+    """Reads in a background thread; callers wait no longer than the deadline.
 
-    After a read that failed or came too late nothing is asked of the store but, again and again, whether it
-    answers: until it does so in time, every read fails at once.
+    After a read that fails or misses the deadline, the store counts as down: every read fails at once, and
+    the thread only pings the store, every ``retry_s`` seconds, until it answers in time.
 
     Parameters
     ----------
     named
-        What messages call the store.
+        The store's name in messages.
     read
-        Reads records; it must end by itself at some time.
+        Reads records; it must return or raise eventually.
     ping
-        Asks the store for a sign of life, with a deadline of its own, or raises.
+        Checks that the store answers, within a deadline of its own, or raises.
     timeout_s
-        The deadline.
+        The deadline, in seconds.
     retry_s
-        How often a store that was gone is asked again.
+        Interval of the pings, in seconds.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class DeadlineReader:
         self._jobs.put(job)
         if not job.done.wait(self._timeout_s):
             self._down.set()
-            # It may have finished this very moment, and wait without an end for what nobody puts any more.
+            # The thread may just have finished this job and be waiting for the next without a timeout; an
+            # empty job wakes it, so that it starts to ping.
             self._jobs.put(_Job(()))
             raise StoreUnavailable(
                 f"store {self._named}: no answer within {self._timeout_s * 1000:g} ms; check that it runs "
@@ -100,7 +101,7 @@ def _work(
     ping: Callable[[], None],
     retry_s: float,
 ) -> None:
-    """Do the jobs; while the store is down, only ask it for a sign of life."""
+    """Run the jobs; while the store is down, only ping it."""
     while True:
         try:
             job = jobs.get(timeout=retry_s if down.is_set() else None)
@@ -112,9 +113,9 @@ def _work(
         if job is None:
             return
         if not job.keys:
-            job.records = ()  # nothing to read: it was put to wake us
+            job.records = ()  # nothing to read: the job only woke this thread
         elif not down.is_set():
-            # Else it was put as another failed: whoever waits for it need not wait for the deadline.
+            # A job queued just before another one failed is skipped, so that its caller need not wait.
             try:
                 job.records = read(job.keys)
             except Exception as error:

@@ -1,13 +1,13 @@
 """``embedded``: live values in an LMDB file, shared by all processes of a machine.
 
 LMDB (Chu 2011, "MDB: A Memory-Mapped Database and Backend for OpenLDAP") reads from memory that all processes
-share, without a lock or a system call, and writes copies of pages, of which a commit makes the new ones the
-valid ones: a process that dies at any moment leaves the last commit, or one that nobody was told of as yet,
-which shows with the next write. A commit is on the disk when it returns.
+share, without locks or system calls. It writes to copies of pages, which a commit makes valid. So a process
+that dies at any moment leaves the last commit in place, or one that was written but not yet reported, which
+becomes visible with the next write. A commit is on the disk when it returns.
 
-Measured beside SQLite (write-ahead log, `WITHOUT ROWID`), 100,000 records of 560 bytes, one batched read on a
-slow core: 64 users 83 against 524 microseconds, one user 1.7 against 12, one of whom nothing was written 3
-against 15.
+One batched read on a slow core, with 100,000 records of 560 bytes, compared with SQLite (write-ahead log,
+`WITHOUT ROWID`): 83 against 524 microseconds for 64 users, 1.7 against 12 for one user, 3 against 15 for one
+user without a record.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from ..machine_faults import fault_of
 from ..problems import COUNT, Problem, out_of_range
 from .table import Change, LiveSettings, StorePlace
 
-#: Readers at one moment, over all processes; each takes 64 bytes of the lock file.
+#: Largest number of concurrent readers over all processes; each takes 64 bytes of the lock file.
 _READERS = 1024
 
-#: The opened stores of this process by folder: LMDB's locks break if a process opens one file twice.
+#: The opened stores of this process by folder: LMDB's locks break if a process opens a file twice.
 _OPENED: weakref.WeakValueDictionary[Path, Overlay] = weakref.WeakValueDictionary()
-#: Models of one server may open it on two threads at once.
+#: Several models of one server may open a store at once, on different threads.
 _OPENING = threading.Lock()
 
 _DATA, _LOCK = "data.mdb", "lock.mdb"
 
-#: A disk with less room, in bytes, counts as full where a write failed.
+#: After a failed write, a disk with less free space than this many bytes counts as full.
 _LITTLE = 16_000_000
 
 
 class Embedded(LiveSettings, frozen=True, tag="embedded"):
-    """Keep what is written in a folder of this machine.
+    """Live values in a folder on this machine.
 
     Parameters
     ----------
     path
-        The folder, which is made if it is not there: absolute, or relative to the folder that holds the
-        release. It outlives releases, and several may use it at once.
+        The folder, absolute or relative to the folder that contains the release; it is created if it does
+        not exist. It outlives releases, and several releases may use it at once.
     most_mb
-        How large the file may become, in megabytes. It takes the room that it needs and no more.
+        Largest size of the file, in megabytes. The file only takes the space that it needs.
     """
 
     path: str
@@ -64,7 +64,7 @@ class Embedded(LiveSettings, frozen=True, tag="embedded"):
 
     @classmethod
     def of_text(cls, text: str) -> Embedded:
-        """Return a store in the folder that the text names, as a shell means it."""
+        """Return a store in the folder that the text names, relative to the working directory."""
         return cls(path=str(Path(text).absolute()) if text else "")
 
     def problems(self) -> list[Problem]:
@@ -75,7 +75,7 @@ class Embedded(LiveSettings, frozen=True, tag="embedded"):
         return wrong
 
     def open(self, place: StorePlace) -> Overlay:
-        """Open the store, or make it."""
+        """Open the store; create it if it does not exist."""
         folder = (place.folder / self.path).resolve()
         with _OPENING:
             opened = _OPENED.get(folder)
@@ -86,7 +86,7 @@ class Embedded(LiveSettings, frozen=True, tag="embedded"):
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it; where the block fails, what was made goes again."""
+    """Create a folder and its parents; if the block fails, remove what was created."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     fresh = not (folder / _DATA).exists()
     try:
@@ -94,7 +94,7 @@ def _made(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         if fresh:
-            with contextlib.suppress(OSError):  # another process has begun a store there meanwhile
+            with contextlib.suppress(OSError):  # another process may have opened a store there meanwhile
                 _discard(folder)
         for path in missing:
             with contextlib.suppress(OSError):  # as above
@@ -103,9 +103,9 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def _discard(folder: Path) -> None:
-    """Remove the files of a store of which nothing was written; OSError if some process has it open."""
+    """Remove the files of a store that was never written to; raise OSError if some process has it open."""
     with (folder / _LOCK).open("rb+") as lock:
-        # Every process that has it open holds LMDB's lock of the first byte, shared.
+        # Every process that has it open holds LMDB's shared lock on the first byte.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
         data = folder / _DATA
         if not data.exists() or data.stat().st_size <= 2 * mmap.PAGESIZE:  # what LMDB itself needs
@@ -114,7 +114,7 @@ def _discard(folder: Path) -> None:
 
 
 def _take_room(lock: Path) -> None:
-    """Take the lock file's blocks: LMDB maps it with a hole, where a full disk is a SIGBUS and no error."""
+    """Allocate the lock file's blocks: LMDB maps it sparse, and a full disk would then raise SIGBUS."""
     file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         os.posix_fallocate(file, 0, (_READERS - 1) * 64)
@@ -128,9 +128,9 @@ class Overlay:
     Parameters
     ----------
     folder
-        Where it lies.
+        The store's folder.
     most_mb
-        How large it may become.
+        Largest size of the file, in megabytes.
 
     Raises
     ------
@@ -144,10 +144,10 @@ class Overlay:
             _take_room(folder / _LOCK)
             size = most_mb * 1_000_000 // 4096 * 4096
             self._env = lmdb.open(str(folder), map_size=size, max_readers=_READERS, max_spare_txns=4)
-            # Processes that were killed as they read would keep old pages in use.
+            # Frees the reader slots of killed processes, which would keep old pages in use.
             self._env.reader_check()
         if self._is_short():
-            # A page beyond the file's end is a SIGBUS, here and in every process that reads it.
+            # Reading a page beyond the file's end raises SIGBUS, so the check runs in another process.
             _walk_apart(folder)
 
     def _is_short(self) -> bool:
@@ -155,18 +155,18 @@ class Overlay:
         return bool((self._folder / _DATA).stat().st_size < pages * self._env.stat()["psize"])
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the record of each key from one snapshot; None where there is none."""
+        """Return the record of each key from one snapshot; None if there is none."""
         try:
-            # The transaction ends with the last reference to it: at once, and sooner than by a block.
+            # The transaction ends when its last reference is dropped, here at once; faster than a with block.
             return [*map(self._env.begin().get, keys)]
-        except lmdb.MapResizedError:  # by a process that lets it become larger
+        except lmdb.MapResizedError:  # by a process with a larger most_mb
             self._env.set_mapsize(0)
             return self.read(keys)
         except lmdb.Error as error:
             raise self._error(error, "reading") from error
 
     def change(self, changes: Sequence[tuple[bytes, Change]]) -> None:
-        """Make all changes in one transaction, which is on the disk when this returns."""
+        """Apply all changes in one transaction, which is on the disk when this returns."""
         with self._faults("writing"), self._env.begin(write=True) as transaction:
             for key, change in changes:
                 record = change(transaction.get(key))
@@ -181,7 +181,7 @@ class Overlay:
             yield from transaction.cursor()
 
     def check(self) -> str:
-        """Read the whole file in a process of its own, which a damaged one may kill."""
+        """Read the whole file in another process, since a damaged file may kill its reader."""
         records = _walk_apart(self._folder)
         size_mb = (self._folder / _DATA).stat().st_size / 1_000_000
         return f"{self._folder}: {records:,} records in {size_mb:.1f} MB, none damaged"
@@ -194,7 +194,7 @@ class Overlay:
             raise self._error(error, doing) from error
 
     def _error(self, error: Exception, doing: str) -> Exception:
-        """Return an error of LMDB's in our words."""
+        """Return the Tiercel error for an error of LMDB or of the operating system."""
         what = f"store {self._folder}: {doing} failed"
         if isinstance(error, lmdb.MapFullError):
             return StoreUnavailable(
@@ -204,7 +204,7 @@ class Overlay:
             return damaged(self._folder, str(error))
         found = _as_os_error(error)
         if isinstance(found, OSError) and found.errno == errno.EIO and self._is_full():
-            # What LMDB says of a page that was written in part.
+            # LMDB reports a page that was written only in part as EIO.
             found = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fault = fault_of(found, self._folder, f"{doing} the store")
         return fault or StoreUnavailable(f"{what}: {error}; check the folder, and that it is on a local disk")
@@ -215,7 +215,7 @@ class Overlay:
 
 
 def _as_os_error(error: Exception) -> Exception:
-    """Return the operating system's error that LMDB met, by its words, if it is one."""
+    """Return the OSError that the text of an LMDB error names; else the error itself."""
     if isinstance(error, OSError):
         return error
     words = {os.strerror(n): n for n in (*errno.errorcode,)}
@@ -224,7 +224,7 @@ def _as_os_error(error: Exception) -> Exception:
 
 
 def damaged(folder: Path, why: str) -> StoreDamaged:
-    """Return the error of a file that is not what was written."""
+    """Return the error for a file that differs from what was written."""
     return StoreDamaged(
         f"store {folder}: it is not what was written ({why}); move the folder away, and load the latest "
         "export (`tiercel store load`), or begin with an empty one: the release's own values are not touched"
@@ -232,7 +232,7 @@ def damaged(folder: Path, why: str) -> StoreDamaged:
 
 
 def _walk_apart(folder: Path) -> int:
-    """Read a whole store in another process, and return how many records it holds."""
+    """Read a whole store in another process, and return its number of records."""
     command = [sys.executable, "-m", "tiercel_serving.stores.walk", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:

@@ -1,4 +1,4 @@
-"""Write live values of users, and read them back: what ``tiercel store`` and an application use.
+"""Writing and reading of users' live values: the API behind ``tiercel store``, also for applications.
 
 ::
 
@@ -6,10 +6,10 @@
 
     with FeatureStore.open("releases/movielens", store="embedded:/var/lib/tiercel/movielens") as store:
         store.put(42, {"age": 31}, ttl_s=3600)  # for an hour; then the release's own value again
-        store.append(42, [50, 172])  # had just now: filtered, and seen by the models, from now on
+        store.append(42, [50, 172])  # seen just now: from now on filtered, and visible to the models
         store.get(42)
 
-A server of the same release and store knows of a write when it returns: no restart, and nothing to wait for.
+A server of the same release and store sees a write as soon as the call returns, without a restart.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .schema import Schema, check_utf8, find_column, to_slot, user_columns
 from .sealed import SCHEMA_KEY
 from .table import Change, Records, StoreKind
 
-#: Lines that are loaded together, in one transaction where the store has such.
+#: Number of lines that are loaded together, in one transaction if the store has transactions.
 _BLOCK = 500
 
 _NOTHING: Mapping[str, int] = {}
@@ -50,13 +50,13 @@ class FeatureStore:
     Parameters
     ----------
     release
-        What types columns and ids have, and which items and users there are.
+        The release: types of columns and ids, items and users.
     kind
         The store's settings.
     records
         The opened store.
     clock
-        Milliseconds since 1970.
+        Returns the time in milliseconds since 1970.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class FeatureStore:
         self._columns = user_columns(release.manifest)
         self._session = set(release.session_columns)
         self._schema: Schema | None = None
-        #: How many damaged records the latest export left out.
+        #: Number of damaged records that the latest export left out.
         self.damaged = 0
 
     @classmethod
@@ -79,14 +79,14 @@ class FeatureStore:
         release
             The release, or its directory.
         store
-            Another store than the release says, as settings or as ``tiercel serve --store`` takes it.
+            A store to use instead of the release's, as settings or in the form of ``tiercel serve --store``.
 
         Raises
         ------
         InvalidSettings
-            The release keeps no live values, and no store is given.
+            The release names no store that can be written, and none is given.
         ReleaseError, StoreError, MachineFault
-            It can't be opened.
+            The release or the store can't be opened.
         """
         opened = release if isinstance(release, Release) else open_release(release)
         kind = read_store(store) if isinstance(store, str) else store
@@ -111,19 +111,19 @@ class FeatureStore:
         Parameters
         ----------
         user_id
-            The raw id, of a user that the release knows or of a new one.
+            The raw id of a user, known to the release or new.
         values
-            Column → value, of the columns that a request may send; None is null. Columns of a session's
+            Column → value, for user columns that a request may send; None is null. Columns of a session's
             events are written together: those that are left out become null.
         ttl_s
-            After how many seconds the release's own values count again; None is never.
+            Seconds until the values expire and the release's own count again; None is never.
 
         Raises
         ------
         InvalidInput
-            A column or an id that is none, or a value of another type.
+            A column does not exist, or an id or value is of another type.
         StoreUnavailable, StoreMismatch, StoreDamaged, MachineFault
-            It was not written.
+            The values were not written.
         """
         expires = self._expires(ttl_s)
         self._change([self._put(self._user(user_id), values, expires)])
@@ -131,10 +131,10 @@ class FeatureStore:
     def append(
         self, user_id: int | str, item_ids: Sequence[int | str], *, ttl_s: float | None = None
     ) -> None:
-        """Append items, oldest first, to what a user had.
+        """Append items, oldest first, to a user's history.
 
-        An item that the release does not know counts from the release on that does; see
-        :meth:`unknown_items`. What goes beyond the store's ``history_most`` is forgotten, or put into a Bloom
+        An item that is not in this release takes effect with a release that has it; see
+        :meth:`unknown_items`. Items beyond the store's ``history_most`` are dropped, or go into a Bloom
         filter if the release has a ``seen_filter``.
 
         Parameters
@@ -142,20 +142,20 @@ class FeatureStore:
         user_id, item_ids
             Raw ids.
         ttl_s
-            After how many seconds they are forgotten; None is never.
+            Seconds until the items expire; None is never.
 
         Raises
         ------
         InvalidInput
-            An id that is none.
+            An id is of another type, or there are no items.
         StoreUnavailable, StoreMismatch, StoreDamaged, MachineFault
-            It was not written.
+            The items were not written.
         """
         items, now, expires = self._items(item_ids), self._clock(), self._expires(ttl_s)
         self._change([self._append(self._user(user_id), [Event(item, now, expires) for item in items])])
 
     def remove(self, user_id: int | str, columns: Iterable[str] | None = None) -> None:
-        """Forget all that was written of a user, or of some columns: the release's own values count again."""
+        """Remove a user's live values, or those of some columns; the release's own values count again."""
         user = self._user(user_id)
         if columns is None:
             self._change([(user_key(user), lambda record: None)])
@@ -172,7 +172,7 @@ class FeatureStore:
         self._change([(user_key(user), change)])
 
     def get(self, user_id: int | str) -> LiveUser | None:
-        """Return what the store holds of a user and has not expired; None if nothing was written."""
+        """Return a user's live values that have not expired; None if the user has no record."""
         key = user_key(self._user(user_id))
         (data,) = self._records.read([key])
         if data is None:
@@ -181,7 +181,7 @@ class FeatureStore:
         return LiveUser(line.values, line.history)
 
     def unknown_items(self, item_ids: Sequence[int | str]) -> list[int | str]:
-        """Return those of the items that the release's catalogue does not have."""
+        """Return those of the items that are not in the release's catalogue."""
         dtype = self.release.manifest.catalogue.item_id_dtype
         rows = self.release.items.rows(convert_ids(item_ids, dtype, lambda n: f"item_ids[{n}]"))
         return [
@@ -191,13 +191,13 @@ class FeatureStore:
     def load(self, lines: Iterable[bytes | str], progress: Callable[[int], None] | None = None) -> int:
         """Write the users of a file of JSON lines (:class:`Line`), and return how many there were.
 
-        Lines are written in blocks; of a file that fails, those before the error may have been. It can be
-        loaded again: the same values are put, and an item that comes again moves to the end.
+        Lines are written in blocks, so if a line fails, blocks before it have been written. The file can be
+        loaded again: values are overwritten, and an item that is appended again moves to the end.
 
         Raises
         ------
         InvalidInput
-            A line is none; the message says which.
+            A line is invalid; the message has its number.
         StoreUnavailable, StoreMismatch, StoreDamaged, MachineFault
             A block was not written.
         """
@@ -215,9 +215,9 @@ class FeatureStore:
         return done
 
     def export(self) -> Iterator[Line]:
-        """Yield what the store holds of each user; expired values are left out, and so are damaged records.
+        """Yield each user's live values, without expired ones and damaged records.
 
-        How many of these there were is in :attr:`damaged` afterwards.
+        Afterwards :attr:`damaged` holds the number of damaged records.
         """
         self.damaged = 0
         schema = self._stored_schema()
@@ -234,12 +234,12 @@ class FeatureStore:
                 yield line
 
     def check(self) -> str:
-        """Try the whole store, and return a line about it for people.
+        """Check the whole store, and return a line about it for people.
 
         Raises
         ------
         StoreUnavailable, StoreDamaged, StoreMismatch
-            It does not answer, is not whole, or is of another schema.
+            The store does not answer, is damaged, or has a schema that does not fit the release.
         """
         said = self._records.check()
         self._stored_schema().with_columns_of(Schema.of(self.release.manifest))
@@ -247,9 +247,9 @@ class FeatureStore:
         return said
 
     def check_users(self) -> None:
-        """Read the record of every user; StoreDamaged if one is not what was written.
+        """Read the record of every user, and raise StoreDamaged for the first damaged one.
 
-        A server does not ask for that at its start: a user whose record is damaged gets the release's values.
+        A server does not do so when it starts: a user with a damaged record gets the release's own values.
         """
         keys = (key for key, data in self._records.scan() if is_user_key(key) and not intact(data, key))
         broken = next(keys, None)
@@ -270,7 +270,7 @@ class FeatureStore:
             for name, value in values.items()
         }
         self._check_session(values)
-        # A session is written whole: what another one left behind would not fit to it.
+        # A session is written as a whole: columns left over from another one would not match it.
         gone = {self._number(name) for name in self._session} if self._session & set(values) else set[int]()
         numbered: dict[int, Slot] = {self._number(name): slot for name, slot in slots.items()}
 
@@ -300,10 +300,10 @@ class FeatureStore:
         def change(data: bytes | None) -> bytes:
             record = Record(user) if data is None else Record.read(data, user_key(user))
             latest, most = latest_of_each([*record.events, *events]), self._kind.history_most
-            # What is loaded again is there already.
+            # The filters of a line that is loaded again are already there.
             record.filters += b"" if filters in record.filters else filters
             if kept is not None and len(latest) > most:
-                # What shall be forgotten some day can't go where nothing is ever forgotten.
+                # Items that expire must not go into a filter, where nothing can be removed.
                 gone = [event.item for event in latest[:-most] if event.expires == NEVER]
                 record.filters = bloom.put(record.filters, gone, kept)
             record.events = latest[-most:]
@@ -333,12 +333,12 @@ class FeatureStore:
     # ------------------------------------------------------------------------------------------- schema
 
     def _stored_schema(self) -> Schema:
-        """Return the schema of the store; of one that is empty, the release's."""
+        """Return the schema of the store; that of the release if the store is empty."""
         (data,) = self._records.read([SCHEMA_KEY])
         return Schema.of(self.release.manifest) if data is None else Schema.read(data)
 
     def _written_schema(self) -> Schema:
-        """Return the schema of the store, with this release's columns, after writing it if it lacked some."""
+        """Return the store's schema with this release's columns; write it first if some were missing."""
         if self._schema is None:
             own = Schema.of(self.release.manifest)
             (data,) = self._records.read([SCHEMA_KEY])

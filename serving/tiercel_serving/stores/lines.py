@@ -1,4 +1,4 @@
-"""What a store holds of users as people and files see it: values, a history, and lines of JSON."""
+"""A user's live values outside of the store: as Python values, and as JSON lines of a file."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from .schema import Schema, from_slot
 
 
 class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A user, as a file of JSON lines has it; what an export writes, a load reads.
+    """One user in a file of JSON lines, as exports write it and loads read it.
 
     Parameters
     ----------
     user_id
         The raw id.
     values
-        Column → value; null is a value too.
+        Column → value, which may be null.
     history
-        Raw item ids that are appended, oldest first.
+        Raw item ids to append, oldest first.
     ttl_s
-        After how many seconds all of it expires; what expires at a given time has that below.
+        Seconds until everything expires that has no time of its own below.
     expires_ms, appended_ms, history_expires_ms
-        Milliseconds since 1970, of single values and of each item of the history.
+        Milliseconds since 1970: when each value expires, by column, and when each item of the history was
+        appended and expires.
     filters
-        Bloom filters of what was appended before, in base64.
+        Bloom filters of items appended before the history, in base64.
     """
 
     user_id: int | str
@@ -43,26 +44,26 @@ class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     @property
     def series(self) -> bytes:
-        """The Bloom filters.
+        """The Bloom filters, decoded.
 
         Raises
         ------
         ValueError
-            They are none.
+            ``filters`` is not base64, or not a series of filters.
         """
         return check_series(b64decode(self.filters, validate=True))
 
 
 @dataclass(frozen=True)
 class LiveUser:
-    """What a store holds of one user: values by column, and what was appended, oldest first."""
+    """One user's live values: values by column, and appended items, oldest first."""
 
     values: dict[str, Any]
     history: list[int | str]
 
 
 def to_line(record: Record, schema: Schema, now_ms: int) -> Line:
-    """Return what a record holds and has not expired."""
+    """Return the contents of a record that have not expired."""
     slots = [
         (schema.columns[number], slot)
         for number, slot in sorted(record.slots.items())

@@ -1,4 +1,4 @@
-"""A store's records over the release's tables: the users that stages see."""
+"""The users that stages see: a store's records applied over the release's tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .schema import Schema
 from .sealed import SCHEMA_KEY
 from .table import Records, Users
 
-#: Why users were answered without their live values: labels of a metric.
+#: Reasons why users were answered without their live values: labels of a metric.
 UNAVAILABLE, DAMAGED = "unavailable", "damaged"
 
 
@@ -34,10 +34,10 @@ def now_ms() -> int:
 
 
 class LiveUsers:
-    """The users of a release, and what was written of them since.
+    """The users of a release, with the live values written since.
 
-    A batch of users of whom nothing was written costs one look into the store. Of a store that does not
-    answer in time, and of a record that is damaged, the release's own values are taken, and that is counted.
+    A batch of users without records costs one read of the store. If the store does not answer in time, or a
+    record is damaged, the release's own values are used, and the users are counted in :attr:`fallbacks`.
 
     Parameters
     ----------
@@ -46,20 +46,23 @@ class LiveUsers:
     records
         The opened store.
     schema
-        What the release would write.
+        The schema that the release would write.
     columns
         The columns of users, by name.
     session
-        Which of them hold the events of a session: they are all the store's, or all the release's.
+        Names of the columns that hold a session's events: a user's are all from the store, or all from the
+        release.
     probes
-        Returns the items that Bloom filters are asked about: the release's, and those that came since.
+        Returns the items that Bloom filters are tested for: the release's, and those added since.
     clock
-        Milliseconds since 1970.
+        Returns the time in milliseconds since 1970.
 
     Raises
     ------
     StoreMismatch
         The store holds columns or ids of other types than the release.
+    StoreDamaged
+        The store's schema is not readable.
     """
 
     def __init__(
@@ -78,33 +81,33 @@ class LiveUsers:
         self.session = tuple(name for name in session if name in columns)
         self.fallbacks: Counter[str] = Counter({UNAVAILABLE: 0, DAMAGED: 0})
         self._records, self._schema, self._clock = records, schema, clock
-        #: Column → number, of those that the store is known to hold; and how many that are.
+        #: Column → number, for the columns known to be in the store; and the number of such columns.
         self.numbers: dict[str, int] = {}
         self._width = 0
         self._latest: tuple[Array | None, Users | None] = (None, None)
         try:
             self._learn()
         except StoreUnavailable:
-            # It may come up later: the release's own values are good answers until then.
+            # The store may become available later; until then the release's own values are good answers.
             self.fallbacks[UNAVAILABLE] += 0
 
     @property
     def size(self) -> int:
-        """How many users the release holds."""
+        """Number of users in the release."""
         return self.tables.size
 
     def read(self, user_ids: Array) -> Users:
-        """Look the users ``[B, 1]`` up, in the tables and in the store."""
+        """Look up the users ``[B, 1]`` in the tables and in the store."""
         asked, snapshot = self._latest
         if asked is user_ids and snapshot is not None:
             return snapshot
-        # Of one user the second is the first, and made sooner.
+        # For one user both are equal, and the first is faster.
         snapshot = self._read(user_ids[0] if len(user_ids) == 1 else user_ids[:, 0])
         self._latest = (user_ids, snapshot)
         return snapshot
 
     def _read(self, user_ids: Array) -> Users:
-        """Look the users ``[B]`` up."""
+        """Look up the users ``[B]``."""
         base = UserRows(self.tables, self.tables.rows(user_ids))
         try:
             keys = user_keys(user_ids.tolist())
@@ -125,7 +128,7 @@ class LiveUsers:
         return LiveRows(self, base, batch)
 
     def _learn(self) -> None:
-        """Read what the store holds: columns are only ever added to it."""
+        """Read the store's schema again, to which columns are only ever added."""
         (data,) = self._records.read([SCHEMA_KEY])
         if data is None:
             return
@@ -135,12 +138,12 @@ class LiveUsers:
 
 
 class LiveRows:
-    """Some users of the tables, with what was written of them: a snapshot.
+    """A snapshot of some users of the tables, with their live values.
 
     Parameters
     ----------
     users
-        Whose they are.
+        The users of the release.
     base
         The release's own rows of these users.
     batch
@@ -151,7 +154,7 @@ class LiveRows:
         self._users, self._base, self._batch = users, base, batch
         has: Flags = batch.has_values | batch.has_events
         self.known: npt.NDArray[np.bool_] = base.known | has
-        # What was packed for nobody is not what the columns of a new user say: the id may be one of them.
+        # The dummy row's packed tensors do not fit a new user's columns: the id may be one of them.
         self.stale: npt.NDArray[np.bool_] | None = batch.has_values | (has & ~base.known)
         self._session = self._has_session()
 
@@ -166,13 +169,13 @@ class LiveRows:
 
     @cached_property
     def appended(self) -> Rows | None:
-        """``[B, M]``: what they had since the export, oldest first, padded; None if nobody had anything."""
+        """``[B, M]``: item rows appended since the export, oldest first, padded; None if no user has any."""
         batch, items = self._batch, self._users.items
         return self._padded(items.rows(batch.items()), items.size) if batch.has_events.any() else None
 
     @cached_property
     def filtered(self) -> Rows | None:
-        """``[B, M]``: what they had before that by a Bloom filter, padded; None if nobody has one."""
+        """``[B, M]``: rows of items appended earlier, by a Bloom filter, padded; None if no user has one."""
         filters, probes = self._batch.filters, self._users.probes()
         if not filters:
             return None
@@ -187,11 +190,11 @@ class LiveRows:
 
     @property
     def appended_ms(self) -> Rows:
-        """``[B, M]``: when that was, in milliseconds since 1970."""
+        """``[B, M]``: when each of :attr:`appended` was appended, in milliseconds since 1970."""
         return self._padded(self._batch.times_ms(), 0)
 
     def _padded(self, flat: Rows, pad: int) -> Rows:
-        """Return something of all events end to end as ``[B, M]``."""
+        """Return ``[B, M]`` from a flat array with one element per event."""
         counts = self._batch.counts
         if len(counts) == 1:
             return flat[None]
@@ -205,7 +208,7 @@ class LiveRows:
         return self._base.packed(name)
 
     def raw(self, name: str) -> Column | None:
-        """Return a raw column of ``B`` rows: the store's where it has one, else the release's."""
+        """Return a raw column of ``B`` rows: the store's values where there are any, else the release's."""
         column, batch = self._users.columns.get(name), self._batch
         there = None if column is None else self._there(name)
         if name in self._users.session and self._session is not None:
@@ -227,13 +230,13 @@ class LiveRows:
     def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:
         """Return the latest items ``[B, length]``, oldest first, and how many ``[B]`` are real.
 
-        What was appended comes after what the release knows; of a repeated item the latest stays.
+        Appended items come after the release's own. If an item occurs in both, only the later one stays.
         """
         old, counts = self._base.history(length, pad)
         new = self.appended
         if new is None:
             return old, counts
-        # One number for a user's item.
+        # Encode (user, item) as one number.
         base = (np.arange(len(old)) * (pad + 1))[:, None]
         real = np.concatenate([old, new], axis=1) != pad
         real[:, :length] &= ~np.isin(old + base, new + base)

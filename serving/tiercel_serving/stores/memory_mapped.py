@@ -1,20 +1,19 @@
-"""``memory_mapped``: the users of the release itself, in its memory-mapped tables, and nothing written since.
+"""``memory_mapped``: only the release's own users, in its memory-mapped tables; no live values.
 
-The artefact ``users`` (U users; row U is the dummy row of everybody who is not in the store) holds
+The artefact ``users`` (U users; row U is the dummy row of all users who are not in the tables) holds
 
     the lookup :data:`USER_LOOKUP` (raw id → row), a stored column :func:`raw_prefix` for each raw user
     column ``[U + 1]``, ``user_cat [U + 1, Cu]`` i64, ``user_num [U + 1, Fu]`` f32,
-    ``user_list_<c> [U + 1, Lc]``, ``history_offsets [U + 2]`` i64 and ``history_rows`` i32: the item rows
-    that each user has had, once each; and where the recipe asks how long ago that was (``seen_again_days``)
-    ``history_times`` f64: when each was last had, in seconds since 1970.
+    ``user_list_<c> [U + 1, Lc]``, ``history_offsets [U + 2]`` i64 and ``history_rows`` i32: the rows of the
+    items that each user has seen, once each; and if the recipe sets ``seen_again_days``, ``history_times``
+    f64: when each was last seen, in seconds since 1970.
 
-Where the recipe says ``seen_filter``, ``history_rows`` hold the latest items of each user alone. What users
-of longer histories had before lies in ``filter_offsets [U + 2]`` i64 and ``filter_data`` u8, a Bloom filter
-each.
+If the recipe sets ``seen_filter``, ``history_rows`` holds only each user's latest items. Older items of users
+with longer histories are in ``filter_offsets [U + 2]`` i64 and ``filter_data`` u8, one Bloom filter per user.
 
-A user's latest rows, as many as a history shows, come last and in order of time. Those before them are only
-ever masked: they lie in order of row, since sorted rows make masks several times cheaper (a user of 10,000
-items: 13 against 600 to 1,200 microseconds on a slow core). Any other order is as right.
+A user's latest rows, up to the history length, come last, in order of time. Those before them are only used
+for masks and are sorted by row, which makes masks several times cheaper (for a user with 10,000 items, 13
+against 600 to 1,200 microseconds on a slow core). Any other order would be correct too.
 
 Packed arrays of width zero are left out.
 """
@@ -43,13 +42,13 @@ USER_LOOKUP = "user_id"
 
 
 class MemoryMapped(Settings, frozen=True, tag="memory_mapped"):
-    """The release's own tables alone; they change with the release."""
+    """Only the release's own tables; they change with the release."""
 
     history_most: ClassVar[int] = 0
 
     @classmethod
     def of_text(cls, text: str) -> MemoryMapped:
-        """Return the settings; the text is nothing."""
+        """Return the settings; the text is ignored."""
         return cls()
 
     def open(self, place: StorePlace) -> None:
@@ -64,16 +63,16 @@ class UserTables:
     artefact
         The artefact ``users``.
     probes
-        Returns the items that Bloom filters are asked about.
+        Returns the items that Bloom filters are tested for.
     hashes
-        k of the filters; 0 is none.
+        k of the filters; 0 if there are none.
 
     Attributes
     ----------
     size : int
-        U, and the row of everybody who is not in the tables.
+        U, and the row of all users who are not in the tables.
     fallbacks : dict
-        Nobody: there are no live values.
+        Empty: there are no live values.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class UserTables:
         self.fallbacks: dict[str, int] = {}
         self._packed: dict[str, Array] = {}
         self._raw: dict[str, StoredColumn | None] = {}
-        # The latest batch: the array that asked, and its snapshot. Holding the array keeps ``is`` honest.
+        # The latest batch: its ids and its snapshot. Holding the ids keeps the ``is`` test valid.
         self._latest: tuple[Array | None, UserRows | None] = (None, None)
 
     @cached_property
@@ -95,7 +94,7 @@ class UserTables:
         return self._artefact.lookup(USER_LOOKUP)
 
     def read(self, user_ids: Array) -> UserRows:
-        """Look the users ``[B, 1]`` up."""
+        """Look up the users ``[B, 1]``."""
         asked, snapshot = self._latest
         if asked is user_ids and snapshot is not None:
             return snapshot
@@ -104,11 +103,11 @@ class UserTables:
         return snapshot
 
     def at(self, rows: Rows) -> UserRows:
-        """Return the users in ``rows [B]``; row U is nobody."""
+        """Return the users in ``rows [B]``; row U is an unknown user."""
         return UserRows(self, rows)
 
     def rows(self, user_ids: Array) -> Rows:
-        """Return the row of each raw id ``[n]``; U where the store has no such user."""
+        """Return the row of each raw id ``[n]``; U if the tables have no such user."""
         if len(user_ids) == 1:
             row = self.lookup.find_one(user_ids.item())
             return np.array([row if row >= 0 else self.size])
@@ -117,11 +116,11 @@ class UserTables:
 
     @cached_property
     def history_times(self) -> Array:
-        """When each of :attr:`history_rows` was last had, in seconds since 1970."""
+        """When each of :attr:`history_rows` was last seen, in seconds since 1970."""
         return self._artefact.array("history_times", len(self.history_rows))
 
     def filtered(self, rows: Rows) -> list[Rows] | None:
-        """Return what each user ``[B]`` had by a Bloom filter; None if nobody has one."""
+        """Return the rows that each user ``[B]`` has seen by a Bloom filter; None if no user has one."""
         if not self._hashes or self._probes is None:
             return None
         offsets = self._artefact.array("filter_offsets", self.size + 2)
@@ -143,14 +142,14 @@ class UserTables:
         return table
 
     def raw(self, column: str) -> StoredColumn | None:
-        """Return a raw column ``[U + 1]``; None if the store does not hold it."""
+        """Return a raw column ``[U + 1]``; None if the tables do not hold it."""
         if column not in self._raw:
             self._raw[column] = raw_column(self._artefact, column)
         return self._raw[column]
 
 
 class UserRows:
-    """Some users of the tables: a snapshot, since the tables do not change.
+    """A snapshot of some users of the tables, which do not change.
 
     Parameters
     ----------
@@ -160,14 +159,14 @@ class UserRows:
         ``[B]`` their rows.
     """
 
-    #: No live values: what the export packed is what the columns say, and nothing was appended.
+    #: No live values: packed tensors match the columns, and nothing was appended.
     stale: ClassVar[None] = None
     appended: ClassVar[None] = None
     filtered: ClassVar[None] = None
 
     def __init__(self, tables: UserTables, rows: Rows) -> None:
         self._tables, self.rows = tables, rows
-        #: ``[B]``: who is in the tables.
+        #: ``[B]``: which users are in the tables.
         self.known: npt.NDArray[np.bool_] = rows < tables.size
 
     @property
@@ -181,7 +180,7 @@ class UserRows:
         return taken
 
     def raw(self, name: str) -> Column | None:
-        """Return a raw column of ``B`` rows; None if the store does not hold it."""
+        """Return a raw column of ``B`` rows; None if the tables do not hold it."""
         stored = self._tables.raw(name)
         return None if stored is None else stored.take(self.rows)
 
@@ -203,7 +202,7 @@ class UserRows:
         return out, counts.astype(np.int32)
 
     def seen(self) -> tuple[Rows, Rows]:
-        """Return all item rows that they have had, end to end, and how many ``[B]`` belong to each."""
+        """Return all item rows that the users have seen, end to end, and each user's number ``[B]``."""
         offsets, listed, rows = self._tables.history_offsets, self._tables.history_rows, self.rows
         filtered = self._tables.filtered(rows)
         if filtered is not None:
@@ -219,7 +218,7 @@ class UserRows:
         return listed.take(flat_ranges(starts, counts)).astype(np.int64), counts
 
     def seen_s(self) -> npt.NDArray[np.float64]:
-        """Return when each of :meth:`seen` was last had, in seconds since 1970."""
+        """Return when each of :meth:`seen` was last seen, in seconds since 1970; without Bloom filters."""
         offsets, starts = self._tables.history_offsets, self._tables.history_offsets[self.rows]
         places = flat_ranges(starts, offsets[self.rows + 1] - starts)
         return np.asarray(self._tables.history_times.take(places), np.float64)

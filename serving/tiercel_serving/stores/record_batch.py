@@ -1,6 +1,6 @@
-"""Records of a batch, side by side: fixed parts become arrays, so no Python runs for a value or an event.
+"""The records of a batch as arrays: fixed-width parts are read without Python code per value or event.
 
-Text and lists are the exception of text: each text value becomes a Python object, as in every column.
+Text and lists are the exception: they are cut out of each record one by one, as Python objects.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .records import EVENT, HEAD, MAGIC_OF_FILTERS, NULL, SLOT, Record, filters_
 
 Flags = npt.NDArray[np.bool_]
 
-#: Stands for a user without a record.
+#: The record of a user without one.
 EMPTY = bytes(Record(b""))
 
 
@@ -32,19 +32,19 @@ class RecordBatch:
     records
         ``B`` intact records; :data:`EMPTY` for users without one.
     now
-        Milliseconds since 1970: what has expired by then is not there.
+        Milliseconds since 1970; values and events that have expired by then are ignored.
     """
 
     def __init__(self, records: Sequence[bytes], now: int) -> None:
         self._records = records
         heads = [HEAD.unpack_from(record) for record in records]
-        #: Place of a user → a series of Bloom filters of what was appended before the events.
+        #: Index of a user in the batch → a series of Bloom filters of items appended before the events.
         self.filters = {
             place: filters_of(records[place])
             for place, head in enumerate(heads)
             if head[0] == MAGIC_OF_FILTERS
         }
-        #: How many columns the newest record knows.
+        #: Largest number of columns of a record.
         self.width = max(head[2] for head in heads)
         size = self.width * SLOT.itemsize
         ends = [HEAD.size + head[2] * SLOT.itemsize for head in heads]
@@ -52,13 +52,13 @@ class RecordBatch:
             record[HEAD.size : end].ljust(size, b"\0") for record, end in zip(records, ends, strict=True)
         )
         slots = np.frombuffer(fixed, SLOT).reshape(len(records), self.width)
-        #: ``[C, B]`` each: a column's values lie together.
+        #: ``[C, B]`` each, so that a column's values are contiguous.
         self._value, self._length, self._state = (
             np.ascontiguousarray(slots[name].T) for name in ("value", "length", "state")
         )
         self._there: Flags = (self._state != 0) & (now < slots["expires"].T)
         self._real: Flags = self._there & (self._state > NULL)
-        # Of all columns at once: one by one they would cost more than the values themselves.
+        # For all columns at once: one by one, they would cost more than reading the values.
         self._some, self._every, self._all_real = (
             one.tolist() for one in (self._there.any(axis=1), self._there.all(axis=1), self._real.all(axis=1))
         )
@@ -73,18 +73,18 @@ class RecordBatch:
 
     @cached_property
     def has_values(self) -> Flags:
-        """``[B]``: who has any value."""
+        """``[B]``: which users have a value."""
         has: Flags = self._there.any(axis=0)
         return has
 
     @cached_property
     def has_events(self) -> Flags:
-        """``[B]``: who has any event."""
+        """``[B]``: which users have an event."""
         return self.counts > 0
 
     @cached_property
     def counts(self) -> Rows:
-        """``[B]`` how many events each user has."""
+        """``[B]``: number of events of each user."""
         owners = np.repeat(np.arange(len(self._records)), self._event_counts)
         return np.bincount(owners[self._alive], minlength=len(self._records))
 
@@ -99,12 +99,12 @@ class RecordBatch:
         return whole if self._alive.all() else whole.take(np.flatnonzero(self._alive))
 
     def times_ms(self) -> Rows:
-        """Return when each event was appended, in the order of :meth:`items`."""
+        """Return when each event was appended, in ms since 1970, in the order of :meth:`items`."""
         times: Rows = np.ascontiguousarray(self._events["at"])[self._alive]
         return times
 
     def there(self, number: int) -> Flags | None:
-        """Return ``[B]``: who has a value, or a null, in a column; None if nobody has."""
+        """Return ``[B]``: which users have a value, or a null, in a column; None if no user has."""
         if number >= self.width or not self._some[number]:
             return None
         flags: Flags = self._there[number]
@@ -115,7 +115,7 @@ class RecordBatch:
         return number < self.width and bool(self._every[number])
 
     def column(self, number: int, dtype: str, is_list: bool) -> Column:
-        """Return a column; what is null and what is not there are null."""
+        """Return a column; null and absent values are both null in it."""
         real = self._real[number]
         if is_list or dtype == "bytes":
             return self._of_payload(number, dtype, is_list, real)
@@ -154,12 +154,12 @@ class RecordBatch:
 
 
 def write_texts(texts: Sequence[bytes]) -> bytes:
-    """Return a list of texts as bytes: how many, the length of each, and the texts."""
+    """Return a list of texts as bytes: their number, the length of each (uint32 each), and the texts."""
     return np.array([len(texts), *map(len, texts)], "<u4").tobytes() + b"".join(texts)
 
 
 def read_texts(data: bytes) -> list[bytes]:
-    """Return the texts that :func:`write_texts` wrote; none of no bytes."""
+    """Return the texts that :func:`write_texts` wrote; an empty list for no bytes."""
     if not data:
         return []
     count = int.from_bytes(data[:4], "little")

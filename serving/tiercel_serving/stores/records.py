@@ -1,21 +1,21 @@
-"""A user's record: what was written of one user, as bytes, the same in every kind of store.
+"""A user's record: the live values of one user as bytes, in one format for every kind of store.
 
-Little-endian, one part behind the other::
+Little-endian, one part after the other::
 
-    HEAD     magic "TRC1", CRC-32 of all behind it, slots C, events H, bytes of the user id, of the item ids,
-             and whether these are text
+    HEAD     magic "TRC1", CRC-32 of everything after it, number C of slots, number H of events, bytes of the
+             user id, bytes of the item ids, and whether item ids are text
     C slots  24 bytes each: expires (ms), value, length, state. Slot j is column j of the store's schema;
-             a record that is older than a column is shorter. A number, boolean or time lies in ``value``;
-             text and lists lie in the payload, ``length`` bytes at ``value``.
-    H events 24 bytes each: expires (ms), when it was appended (ms), item: the raw id, or how many bytes
-             a text id has
-    user id, item ids one behind the other, payload
+             a record that is older than a column is shorter. A number, boolean or time is in ``value``;
+             text and lists are in the payload, ``length`` bytes at offset ``value``.
+    H events 24 bytes each: expires (ms), when it was appended (ms), item: the raw id, or the number of bytes
+             of a text id
+    user id, item ids one after the other, payload
 
-A record whose magic is "TRC2" ends with a series of Bloom filters (``bloom.py``) of what was appended before
-its events, and with how many bytes that has.
+A record with the magic "TRC2" ends with a series of Bloom filters (``bloom.py``) of items appended before its
+events, followed by the series' size in bytes (uint32).
 
-Slots and events are of fixed width, so that a batch of records is a few arrays (``record_batch.py``). The
-order of events is the order in which they were appended, whatever the clocks said.
+Slots and events have a fixed width, so that a batch of records becomes a few arrays (``record_batch.py``).
+Events are in the order in which they were appended, even if clocks differed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ HEAD = Struct("<4sIIIIII")
 SLOT = np.dtype([("expires", "<i8"), ("value", "<i8"), ("length", "<u4"), ("state", "<u4")])
 EVENT = np.dtype([("expires", "<i8"), ("at", "<i8"), ("item", "<i8")])
 _SLOT, _EVENT, _INT64 = Struct("<qqII"), Struct("<qqq"), Struct("<q")
-#: The checksum is of everything behind magic and checksum.
+#: Offset of the checked bytes: the checksum covers everything after magic and checksum.
 CHECKED = 8
 
-#: States of a slot: nothing was written, a null was, a value that lies in the slot, one in the payload.
+#: States of a slot: nothing written, a null, a value in the slot, a value in the payload.
 ABSENT, NULL, INLINE, PAYLOAD = 0, 1, 2, 3
 
-#: ``expires`` of what stays.
+#: ``expires`` of values that do not expire.
 NEVER = 2**63 - 1
 
-#: Bytes of a user id that may be a key as they are; beyond them it is hashed.
+#: Largest number of bytes of a user id that is used as a key directly; longer ids are hashed.
 _KEY_MOST = 400
 
 
@@ -61,12 +61,12 @@ def user_keys(users: Sequence[bytes | int]) -> list[bytes]:
 
 
 def is_user_key(key: bytes) -> bool:
-    """Whether a key is that of a user's record; there are few others."""
+    """Whether a key is that of a user's record; ``sealed.py`` lists the few others."""
     return key[:1] in (b"u", b"h")
 
 
 class Slot(NamedTuple):
-    """One column's value: when it expires (ms), a state, and the value's bytes (8 of one that is inline)."""
+    """One column's value: when it expires (ms), its state, and its bytes (8 if it is inline)."""
 
     expires: int
     state: int
@@ -74,7 +74,7 @@ class Slot(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One item that a user had: its raw id, when it was appended and when it expires (ms)."""
+    """One item of a user's history: its raw id, when it was appended and when it expires (ms)."""
 
     item: int | bytes
     at: int
@@ -83,18 +83,18 @@ class Event(NamedTuple):
 
 @dataclass
 class Record:
-    """A record as it is written.
+    """A user's record; ``bytes()`` of it is what a store holds.
 
     Parameters
     ----------
     user
         The user id; an int64 id in decimal.
     slots
-        Number of a column → its slot.
+        Column number → its slot.
     events
         In the order in which they were appended.
     filters
-        A series of Bloom filters of what was appended before; empty is none.
+        A series of Bloom filters of items appended before the events; empty if there is none.
     """
 
     user: bytes
@@ -134,12 +134,12 @@ class Record:
 
     @classmethod
     def read(cls, data: bytes, key: bytes) -> Record:
-        """Read a record; ``key`` is for the message.
+        """Read the record stored under ``key``.
 
         Raises
         ------
         StoreDamaged
-            These are not the bytes that were written.
+            The bytes differ from those written, or belong to another user.
         """
         if not intact(data, key):
             raise damaged(key)
@@ -175,19 +175,19 @@ def filters_of(record: bytes) -> bytes:
 
 
 def intact(data: bytes, key: bytes) -> bool:
-    """Whether bytes are a record as it was written, of the user whose key this is."""
+    """Whether bytes are an undamaged record of the user with this key."""
     if len(data) < HEAD.size or data[:4] not in (MAGIC, MAGIC_OF_FILTERS):
         return False
     if int.from_bytes(data[4:CHECKED], "little") != crc32(memoryview(data)[CHECKED:]):
         return False
-    # A key of a damaged file may have become another user's.
+    # In a damaged file a key may have turned into that of another user.
     _, _, slots, events, size, _, _ = HEAD.unpack_from(data)
     begin = HEAD.size + slots * SLOT.itemsize + events * EVENT.itemsize
     return user_key(data[begin : begin + size]) == key
 
 
 def damaged(key: bytes) -> StoreDamaged:
-    """Return the error of a record that is not what was written."""
+    """Return the error for a record that differs from what was written."""
     return StoreDamaged(
         f"store: the record {key!r} is not what was written (its checksum differs); `tiercel store export` "
         "writes what is whole, which `tiercel store load` takes into a new store; or remove this user "
@@ -196,7 +196,7 @@ def damaged(key: bytes) -> StoreDamaged:
 
 
 def latest_of_each(events: Iterable[Event]) -> list[Event]:
-    """Return the latest event of each item, in order."""
+    """Return the last event of each item, in order."""
     latest: dict[int | bytes, Event] = {}
     for event in events:
         latest.pop(event.item, None)

@@ -1,8 +1,8 @@
-"""``redis``: live values in Redis or Valkey, for several machines.
+"""``redis``: live values in Redis or Valkey, shared by several machines.
 
-A user's record is one value under one key, so a batch is read by one command in one round trip, and nothing
-asks for two keys of a cluster to lie together. A record is changed by compare-and-set: it is read, and a
-script writes the new one if the old one is still there. Every read has a deadline (``deadline.py``).
+A user's record is one value under one key. So a batch is read by one command in one round trip, and keys may
+be on different nodes of a cluster. A record is changed by compare-and-set: it is read, and a script writes
+the new record if the old one is still there. Every read has a deadline (``deadline.py``).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ..problems import POSITIVE, Problem, out_of_range
 from .deadline import DeadlineReader
 from .table import Change, LiveSettings, StorePlace
 
-#: Schemes of URLs, and how redis-py calls them: Valkey speaks the same protocol.
+#: URL scheme → redis-py's name for it; Valkey speaks the same protocol.
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
 
-#: Sets a key (an empty value removes it) if it still holds what was read (nothing: an empty string).
+#: Sets a key to ARGV[2], or removes it if that is empty, if it still holds ARGV[1] (empty: no value).
 _COMPARE_AND_SET = """
 local held = redis.call('GET', KEYS[1]) or ''
 if held ~= ARGV[1] then return 0 end
@@ -33,32 +33,32 @@ if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1],
 return 1
 """
 
-#: How often a change is tried against others of the same key.
+#: Attempts at a change while others change the same key.
 _TRIES = 100
-#: Keys that a scan reads together.
+#: Number of keys that a scan reads together.
 _BLOCK = 500
 
 
 class Redis(LiveSettings, frozen=True, tag="redis"):
-    """Keep what is written in a Redis or a Valkey.
+    """Live values in Redis or Valkey.
 
     Parameters
     ----------
     url
-        ``redis://HOST:PORT/DB``, ``rediss://`` with TLS, ``unix://PATH``; ``valkey`` means ``redis``. It is
-        kept in the manifest, so a password is better kept in ``password_file``.
+        ``redis://HOST:PORT/DB``, ``rediss://`` with TLS, ``unix://PATH``; ``valkey`` means ``redis``. The
+        manifest stores the URL, so put a password into ``password_file`` instead.
     prefix
-        What its keys begin with; empty is ``tiercel:NAME`` of the release.
+        Prefix of the keys; empty is ``tiercel:NAME``, with the name of the release.
     timeout_ms
-        The deadline of one read, in milliseconds; after it the release's own values are taken.
+        Deadline of one read, in milliseconds, after which the release's own values are used.
     retry_s
-        How often a store that did not answer is asked again, in seconds.
+        Interval, in seconds, at which a store that did not answer is pinged.
     write_timeout_s
         How long a write waits for an answer, in seconds.
     cluster
-        Whether it is a cluster: then a batch is one round trip to each node that holds some of it.
+        Whether it is a cluster. If so, a batch takes one round trip to each node that holds some of it.
     password_file
-        A file that holds the password.
+        A file that contains the password.
     """
 
     url: str
@@ -83,7 +83,7 @@ class Redis(LiveSettings, frozen=True, tag="redis"):
         return wrong
 
     def open(self, place: StorePlace) -> RedisRecords:
-        """Connect; a store that is not there may come later."""
+        """Connect; a store that does not answer now may do so later."""
         timeout_s = self.write_timeout_s if place.patient else self.timeout_ms / 1000
         return RedisRecords(self, self.prefix or f"tiercel:{place.name}", timeout_s)
 
@@ -105,29 +105,35 @@ class RedisRecords:
     Parameters
     ----------
     settings
-        Where it is.
+        The store's settings.
     prefix
-        What keys begin with.
+        Prefix of the keys, without the colon that follows it.
     timeout_s
-        The deadline of a read.
+        Deadline of a read, in seconds.
     """
 
     def __init__(self, settings: Redis, prefix: str, timeout_s: float) -> None:
         self._prefix, self._named = f"{prefix}:".encode(), _without_password(settings.url)
-        # The reader ends by itself, at worst some deadlines late; a connection may take longer than a read.
+        # A read ends by itself, at worst after several deadlines; connecting may take longer than a read.
         reader = _Connection(settings, self._prefix, timeout_s, max(1.0, timeout_s))
         self._writer = _Connection(settings, self._prefix, settings.write_timeout_s, settings.write_timeout_s)
         with contextlib.suppress(StoreUnavailable), _faults(self._named):
-            # Else the first batch would wait for the connection, and perhaps too long.
+            # Connect now, or the first batch would wait for the connection, perhaps beyond the deadline.
             reader.client.ping()
         self._timely = DeadlineReader(self._named, reader.get, reader.ping, timeout_s, settings.retry_s)
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the record of each key, within the deadline; None where there is none."""
+        """Return the record of each key, within the deadline; None if there is none."""
         return self._timely.read(keys)
 
     def change(self, changes: Sequence[tuple[bytes, Change]]) -> None:
-        """Change records by compare-and-set; what others changed in between is tried anew."""
+        """Change records by compare-and-set; retry those that others changed in between.
+
+        Raises
+        ------
+        StoreUnavailable
+            The store does not answer, or others changed a record at each attempt.
+        """
         pending: dict[bytes, list[Change]] = {}
         for key, change in changes:
             pending.setdefault(key, []).append(change)
@@ -161,7 +167,7 @@ class RedisRecords:
                 return [bool(done) for done in pipeline.execute()]
 
     def scan(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield every key with its record, each once; keys that come or go meanwhile may be missing."""
+        """Yield every key with its record, each once; keys added or removed meanwhile may be missing."""
         pattern = re.sub(rb"([*?\[\]^\\-])", rb"\\\1", self._prefix) + b"*"
         told = set[bytes]()
         with _faults(self._named):
@@ -174,7 +180,7 @@ class RedisRecords:
                         yield key, record
 
     def check(self) -> str:
-        """Ask for a sign of life."""
+        """Ping the store, and return how long it took."""
         begun = time.monotonic()
         with _faults(self._named):
             self._writer.client.ping()
@@ -182,9 +188,10 @@ class RedisRecords:
 
 
 class _Connection:
-    """A client, made when it is first needed, and what reads through it need.
+    """A client, created on first use, and its reads.
 
-    It holds nothing of :class:`RedisRecords`: a reader's thread holds it, and ends when nobody has those.
+    It has no reference to :class:`RedisRecords`: the reader's thread holds this object, and must end once the
+    records are garbage collected.
     """
 
     def __init__(self, settings: Redis, prefix: bytes, timeout_s: float, connect_timeout_s: float) -> None:
@@ -202,7 +209,7 @@ class _Connection:
 
     @cached_property
     def client(self) -> Any:
-        """A client of redis-py that never tries by itself again: whoever asks has a deadline."""
+        """A redis-py client without retries of its own, since callers have deadlines."""
         from redis import Redis as Client
         from redis.backoff import NoBackoff
         from redis.cluster import RedisCluster
@@ -210,24 +217,24 @@ class _Connection:
 
         if not self.cluster:
             return Client.from_url(self._url, retry=Retry(NoBackoff(), 0), **self._options)
-        # Unlike the other it connects at once, and may be away.
+        # Unlike the other client, this one connects at once, which may fail.
         with _faults(self.named):
             return RedisCluster.from_url(self._url, retry=Retry(NoBackoff(), 3), **self._options)
 
     def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the record of each key; None where there is none."""
+        """Return the record of each key; None if there is none."""
         names = [self._prefix + key for key in keys]
         with _faults(self.named):
             if not self.cluster:
                 return cast("list[bytes | None]", self.client.mget(names))
-            # A cluster's nodes hold some of the keys each, and answer for no others.
+            # Each node of a cluster answers only for its own keys.
             with self.client.pipeline() as pipeline:
                 for name in names:
                     pipeline.get(name)
                 return cast("list[bytes | None]", pipeline.execute())
 
     def ping(self) -> None:
-        """Raise unless the store answers in time; a new connection may take longer."""
+        """Raise unless the store answers in time; connecting may take longer."""
         self.client.ping()
         begun = time.monotonic()
         self.client.ping()
@@ -249,7 +256,7 @@ def _changed(record: bytes | None, changes: Sequence[Change]) -> bytes | None:
 def _password(file: str, named: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
         raise StoreUnavailable(
             f"store {named}: its password_file {file} can't be read ({error}); put a file there, on every "
             "host that serves, that holds the password alone"
@@ -258,12 +265,12 @@ def _password(file: str, named: str) -> str:
 
 @contextlib.contextmanager
 def _faults(named: str) -> Iterator[None]:
-    """Turn what redis-py raises into StoreUnavailable."""
+    """Turn errors of redis-py into StoreUnavailable."""
     from redis.exceptions import RedisClusterException, RedisError
 
     try:
         yield
-    except (RedisError, RedisClusterException, OSError) as error:  # the second is no RedisError
+    except (RedisError, RedisClusterException, OSError) as error:  # the second is not a RedisError
         raise StoreUnavailable(
             f"store {named}: {type(error).__name__}: {error}; check that it runs, and its "
             "address, and try again"

@@ -1,7 +1,7 @@
-"""What a store holds: user columns with their types, in the order of their numbers; and the types of raw ids.
+"""The schema of a store: user columns with their types, in the order of their numbers, and types of raw ids.
 
-The schema lies in the store, under a key of its own, and columns are only ever added to it: releases of
-several schemas can use one store, side by side, as long as no column changes its type.
+The schema is stored under a key of its own, and columns are only ever added to it. So releases with different
+schemas can share a store, as long as no column changes its type.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StoredColumn(msgspec.Struct, frozen=True):
 
 
 class Schema(msgspec.Struct, frozen=True):
-    """What a store holds; column number j is ``columns[j]``."""
+    """The schema of a store; column number j is ``columns[j]``."""
 
     format: int
     user_id: IdDtype
@@ -48,7 +48,7 @@ class Schema(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, manifest: Manifest) -> Schema:
-        """Return what a release would write."""
+        """Return the schema that a release would write."""
         catalogue: Catalogue = manifest.catalogue
         columns = (StoredColumn(c.name, c.dtype, c.is_list) for c in user_columns(manifest).values())
         return cls(SCHEMA_FORMAT, catalogue.user_id_dtype, catalogue.item_id_dtype, tuple(columns))
@@ -60,7 +60,7 @@ class Schema(msgspec.Struct, frozen=True):
         Raises
         ------
         StoreDamaged, StoreMismatch
-            It is not readable, or of a later Tiercel.
+            It is not readable, or was written by a newer Tiercel.
         """
         value = unseal(SCHEMA_KEY, data)
         try:
@@ -83,7 +83,7 @@ class Schema(msgspec.Struct, frozen=True):
         return seal(SCHEMA_KEY, msgspec.json.encode(self))
 
     def numbers(self) -> dict[str, int]:
-        """Return name → number."""
+        """Return column name → number."""
         return {column.name: number for number, column in enumerate(self.columns)}
 
     def with_columns_of(self, other: Schema) -> Schema:
@@ -92,7 +92,7 @@ class Schema(msgspec.Struct, frozen=True):
         Raises
         ------
         StoreMismatch
-            A column of one name, or an id, is of another type in the other.
+            An id or a column of the same name has another type in ``other``.
         """
         for what in ("user_id", "item_id"):
             ours, theirs = getattr(self, what), getattr(other, what)
@@ -112,7 +112,7 @@ class Schema(msgspec.Struct, frozen=True):
 
 
 def user_columns(manifest: Manifest) -> dict[str, RequestColumn]:
-    """Return the columns that a store may hold of a release's users: those that a request may carry."""
+    """Return the user columns that a store may hold: those that a request may send."""
     return {column.name: column for column in manifest.request_columns if column.part == "user"}
 
 
@@ -131,12 +131,12 @@ def find_column(columns: Mapping[str, RequestColumn], name: object) -> RequestCo
 
 
 def to_slot(column: RequestColumn, value: Any, expires: int) -> Slot:
-    """Return a value as it is written; None is null.
+    """Return the slot of a value; None is null.
 
     Raises
     ------
     InvalidInput
-        It is not of the column's type.
+        The value is not of the column's type.
     """
     if value is None:
         return Slot(expires, NULL, b"")
@@ -163,7 +163,7 @@ def to_slot(column: RequestColumn, value: Any, expires: int) -> Slot:
 
 
 def from_slot(column: StoredColumn, slot: Slot) -> Any:
-    """Return a written value as Python has it."""
+    """Return the value of a slot as a Python object."""
     if slot.state == NULL:
         return None
     kind = DTYPES[column.dtype]
@@ -177,12 +177,12 @@ def from_slot(column: StoredColumn, slot: Slot) -> Any:
 
 
 def check_utf8(texts: Iterable[Any], what: str) -> None:
-    """Refuse bytes that are no UTF-8: an export could not write them.
+    """Check that texts are UTF-8, since an export could not write others.
 
     Raises
     ------
     InvalidInput
-        There are such.
+        A text is not UTF-8.
     """
     wrong = next((text for text in texts if text.decode(errors="ignore").encode() != text), None)
     if wrong is not None:

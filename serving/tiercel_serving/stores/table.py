@@ -1,10 +1,10 @@
 """The contract of a user store, and the table of stores.
 
-The users of a release lie in its memory-mapped tables. A store holds what was written since: values of user
-columns and new items of users, in one *record* for each user (``records.py``), under the user's raw id. A
-kind of store keeps records without knowing their content: it reads those of a batch at once, and changes one
-atomically. Putting a value and appending to a history are such changes (``feature_store.py``); applying
-records to the release's tables is the same for every kind (``live.py``).
+The users of a release are in its memory-mapped tables. A store holds what was written since: values of user
+columns and new items of users' histories, in one *record* per user (``records.py``), under the user's raw id.
+A kind of store handles records as opaque bytes: it reads those of a batch at once, and changes one
+atomically. Putting a value and appending to a history are such changes (``feature_store.py``). Applying
+records to the release's tables does not depend on the kind (``live.py``).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ..problems import COUNT, Problem, out_of_range
 from ..ranked.order import Rows
 from ..spec import Array
 
-#: From a user's record, or None, to the new one, or None for none. It may be called more than once.
+#: Maps the current record, or None, to the new one, or None to remove it. May be called more than once.
 Change = Callable[[bytes | None], bytes | None]
 
 
 @dataclass(frozen=True)
 class StorePlace:
-    """Where a store is opened: the folder that contains the release, and the name of the release.
+    """Where a store is opened: the folder that contains the release, and the release's name.
 
-    With ``patient`` no request is waiting, so a read may take as long as a write.
+    ``patient`` says that no request is waiting, so a read may take as long as a write.
     """
 
     folder: Path
@@ -43,24 +43,24 @@ class Records(Protocol):
     """An opened store: records by key. Keys are 1 to 500 bytes."""
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the record of each key, all read at once; None where there is none.
-
-        Raises
-        ------
-        StoreUnavailable
-            The store does not answer, or not in time.
-        """
-        ...
-
-    def change(self, changes: Sequence[tuple[bytes, Change]]) -> None:
-        """Change the records of some keys, each atomically, and return when nothing can lose the changes.
-
-        A key may come more than once.
+        """Return the record of each key, all read at once; None if there is none.
 
         Raises
         ------
         StoreUnavailable, StoreDamaged, MachineFault
-            Of the changes, some may have been made: all of them can be made again.
+            The store does not answer in time, or can't be read.
+        """
+        ...
+
+    def change(self, changes: Sequence[tuple[bytes, Change]]) -> None:
+        """Change the records of some keys, each atomically; return once the changes are durable.
+
+        A key may occur more than once.
+
+        Raises
+        ------
+        StoreUnavailable, StoreDamaged, MachineFault
+            Some of the changes may have been applied; all of them can be applied again.
         """
         ...
 
@@ -83,7 +83,7 @@ class Records(Protocol):
 class StoreKind(Protocol):
     """A kind of store: its settings, and how it is opened.
 
-    ``history_most`` is how many appended items a user keeps, at most: the latest.
+    ``history_most`` is the largest number of appended items kept per user; the oldest are dropped.
     """
 
     @property
@@ -93,7 +93,7 @@ class StoreKind(Protocol):
 
     @classmethod
     def of_text(cls, text: str) -> StoreKind:
-        """Return the settings that ``--store KIND:text`` means."""
+        """Return the settings for ``--store KIND:text``."""
         ...
 
     def problems(self) -> list[Problem]:
@@ -117,7 +117,7 @@ class LiveSettings(Settings, frozen=True, kw_only=True):
     Parameters
     ----------
     history_most
-        How many appended items a user keeps, at most: the latest.
+        Largest number of appended items kept per user; the oldest are dropped.
     """
 
     history_most: int = 1000
@@ -138,59 +138,59 @@ class Users(Protocol):
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        """``[B]``: of whom the release or the store knows anything."""
+        """``[B]``: which users are in the release or in the store."""
         ...
 
     @property
     def stale(self) -> npt.NDArray[np.bool_] | None:
-        """``[B]``: whose :meth:`packed` tensors are not what their columns say; None if nobody's."""
+        """``[B]``: whose :meth:`packed` tensors do not match their columns; None if all match."""
         ...
 
     @property
     def appended(self) -> Rows | None:
-        """``[B, M]``: what they had since the export, oldest first, padded; None if nobody had anything."""
+        """``[B, M]``: item rows appended since the export, oldest first, padded; None if no user has any."""
         ...
 
     @property
     def filtered(self) -> Rows | None:
-        """``[B, M]``: what they had before that by a Bloom filter, padded; None if nobody has one."""
+        """``[B, M]``: rows of items appended earlier, by a Bloom filter, padded; None if no user has one."""
         ...
 
     @property
     def appended_ms(self) -> Rows:
-        """``[B, M]``: when each of :attr:`appended` was, in milliseconds since 1970."""
+        """``[B, M]``: when each of :attr:`appended` was appended, in milliseconds since 1970."""
         ...
 
     def packed(self, name: str) -> Array:
-        """Return a model-ready tensor ``[B, …]`` as the export made it; nobody's row for the unknown."""
+        """Return a model-ready tensor ``[B, …]`` as the export made it; the dummy row for unknown users."""
         ...
 
     def raw(self, name: str) -> Column | None:
-        """Return a raw column of ``B`` rows, null for the unknown; None if nothing holds it."""
+        """Return a raw column of ``B`` rows, null for unknown users; None if nothing holds the column."""
         ...
 
     def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:
-        """Return the latest items ``[B, length]``, oldest first and left aligned, and ``[B]`` how many."""
+        """Return the latest items ``[B, length]``, oldest first, left aligned, and their number ``[B]``."""
         ...
 
 
 class Store(Protocol):
-    """The users of a release, with what a store knows of them."""
+    """The users of a release, with their live values from a store."""
 
     @property
     def size(self) -> int:
-        """How many users the release holds."""
+        """Number of users in the release."""
         ...
 
     @property
     def fallbacks(self) -> Mapping[str, int]:
-        """Why (a label of a metric) → how many users were answered without their live values so far."""
+        """Reason (a metric's label) → number of users answered without their live values so far."""
         ...
 
     def read(self, user_ids: Array) -> Users:
         """Read the users ``[B, 1]`` of a batch at once.
 
-        Stages of one chain that ask with the same array get the same snapshot.
+        Stages of one chain that pass the same array object get the same snapshot.
         """
         ...
 

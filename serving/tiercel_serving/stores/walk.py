@@ -1,6 +1,6 @@
 """Read a whole embedded store: ``python -m tiercel_serving.stores.walk FOLDER`` counts its records.
 
-A damaged file may end the process that reads it (LMDB maps it), so this runs in one of its own.
+LMDB maps the file, so a damaged one may kill the process that reads it. Hence this runs in a separate one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from .sealed import unseal
 
 
 class NotWhole(Exception):
-    """A store lacks some of its records, or holds such as were not written."""
+    """A store lacks some of its records, or holds damaged ones."""
 
 
 def count(folder: str) -> int:
-    """Return how many records a store holds, after reading all of them.
+    """Read all records of a store, and return their number.
 
     Raises
     ------
     NotWhole
-        It is not as it was written.
+        Records are missing, damaged or out of order.
     """
     with lmdb.open(folder, readonly=True, create=False, max_readers=1024) as env, env.begin() as reader:
         found, broken, last = 0, 0, b""
@@ -39,12 +39,12 @@ def count(folder: str) -> int:
 
 
 def is_whole(key: bytes, value: bytes) -> bool:
-    """Whether a value is what was written under this key."""
+    """Whether a value is undamaged and belongs to this key."""
     return intact(value, key) if is_user_key(key) else unseal(key, value) is not None
 
 
 def main() -> int:
-    """Print the count, or say what is wrong on standard error; the exit code says which."""
+    """Print the count and return 0, or print what is wrong to standard error and return 1."""
     try:
         sys.stdout.write(str(count(sys.argv[1])))
     except (NotWhole, lmdb.Error) as error:

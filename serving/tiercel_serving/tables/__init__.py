@@ -1,1 +1,1 @@
-"""Users and items as the stages read them: memory-mapped, gathered by row."""
+"""Tables of users and items for the stages: memory-mapped, gathered by row."""

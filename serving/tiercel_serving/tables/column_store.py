@@ -1,7 +1,7 @@
-"""Raw columns of users and items as plain arrays that can be memory-mapped, and gathered by row.
+"""Raw columns of users and items as plain arrays that can be memory-mapped and gathered by row.
 
-Strings are dictionary codes into offsets and bytes. Nulls are a validity array, left out where nothing is
-null. Lists are offsets into the values.
+Strings are stored as dictionary codes, with offsets and bytes of the distinct strings. Nulls are marked by a
+validity array, left out if nothing is null. Lists are offsets into the values.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def raw_column(artefact: Artefact, column: str) -> StoredColumn | None:
 
 
 def store_column(column: Column, prefix: str) -> dict[str, Array]:
-    """Lay out a column for an artefact.
+    """Return a column as arrays for an artefact.
 
     Parameters
     ----------
     column
-        The column, scalar or list; strings are objects that are ``bytes`` (anything at a null's place).
+        The column, scalar or list; strings are ``bytes`` objects (any value at a null's place).
     prefix
         Array names become ``<prefix>.<part>``.
 
@@ -62,7 +62,7 @@ def store_column(column: Column, prefix: str) -> dict[str, Array]:
 
 
 def open_column(arrays: Mapping[str, Array], prefix: str) -> StoredColumn:
-    """Open a column that :func:`store_column` laid out; the arrays may be memory-mapped."""
+    """Open a column from the arrays of :func:`store_column`, which may be memory-mapped."""
     codes = arrays.get(f"{prefix}.codes")
     return StoredColumn(
         values=arrays[f"{prefix}.values"] if codes is None else codes,
@@ -83,7 +83,7 @@ class StoredColumn:
     values
         ``[m]`` elements, or int32 codes of strings (0 at a null's place).
     valid
-        ``[m]`` boolean, False is null; None where nothing is.
+        ``[m]`` boolean, False is null; None if nothing is null.
     list_offsets, row_valid
         ``[n + 1]`` int64 and ``[n]`` boolean for a list column, as in :class:`Column`.
     text_offsets, blob
@@ -139,7 +139,7 @@ class StoredColumn:
 
 
 def _store_strings(values: Array, valid: Array | None) -> dict[str, Array]:
-    # What stands at a null's place may be anything.
+    # The value at a null's place is arbitrary, so only real ones are encoded.
     items = (values if valid is None else values[valid]).tolist()
     # Each distinct string is numbered by its first occurrence.
     code_of = dict(zip(dict.fromkeys(items), itertools.count(), strict=False))

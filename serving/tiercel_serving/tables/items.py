@@ -2,7 +2,7 @@
 
 The artefact ``items`` (I items; row I is the pad row) holds
 
-    the lookup :data:`ITEM_LOOKUP` (raw id → row), the raw ids :data:`ITEM_IDS` in row order, laid out by
+    the lookup :data:`ITEM_LOOKUP` (raw id → row), the raw ids :data:`ITEM_IDS` in row order, as arrays of
     :func:`store_ids`, a stored column :func:`~.column_store.raw_prefix` ``[I + 1]`` for each raw item
     column (the pad row is null), ``item_cat [I + 1, Ci]`` i64, ``item_num [I + 1, Fi]`` f32 and
     ``item_list_<c> [I + 1, Lc]``.
@@ -35,7 +35,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def store_ids(ids: Array | Strings) -> dict[str, Array]:
-    """Lay out raw ids ``[I]`` in row order: ``values [I + 1]``, or ``offsets [I + 2]`` and ``blob`` of text.
+    """Return raw ids ``[I]`` as arrays: ``values [I + 1]``, or ``offsets [I + 2]`` and ``blob`` for text.
 
     The pad row's id is 0 or ``b""``.
     """
@@ -64,7 +64,7 @@ class ItemTable:
         if f"{ITEM_IDS}.offsets" in artefact.arrays:
             self._offsets = artefact.array(f"{ITEM_IDS}.offsets", size + 2)
             self._blob = artefact.array(f"{ITEM_IDS}.blob")
-            # Plain memoryviews: indexing one is several times quicker than an array.
+            # Indexing a memoryview is several times faster than indexing an array.
             self._text = memoryview(self._blob)  # type: ignore[arg-type]
             self._ends = memoryview(self._offsets)  # type: ignore[arg-type]
         else:
@@ -72,14 +72,14 @@ class ItemTable:
 
     @cached_property
     def lookup(self) -> Lookup:
-        """Raw item id → row. Opened on first use: not every stage speaks raw ids."""
+        """Raw item id → row. Opened on first use, since not every stage uses raw ids."""
         return self._artefact.lookup(ITEM_LOOKUP)
 
     def ids(self, rows: Rows) -> Array:
         """Return the raw ids of rows (any shape): int64, or ``bytes`` objects; 0 or ``b""`` for the pad row.
 
-        Text becomes Python objects here, for these rows alone: a table of them would weigh some 60 bytes an
-        item in each process that serves.
+        Text becomes Python objects only here, for these rows: a table of objects would take some 60 bytes per
+        item in each serving process.
         """
         if self._offsets is None:
             numbers: Array = self._values.take(rows)
@@ -90,13 +90,13 @@ class ItemTable:
         return out.reshape(rows.shape)
 
     def all_ids(self) -> Array | Strings:
-        """Return the raw ids ``[I]``, text without a Python object for each."""
+        """Return the raw ids ``[I]``; text ids are packed strings, without a Python object for each."""
         if self._offsets is None or self._blob is None:
             return self._values[:-1]
         return Strings(self._blob, self._offsets[:-1])
 
     def rows(self, item_ids: Array | Strings) -> Rows:
-        """Return the row of each raw id (any shape, or strings); I where the catalogue has no such item."""
+        """Return the row of each raw id (any shape, or packed strings); I for an unknown item."""
         if isinstance(item_ids, Strings):
             found = self.lookup.find(item_ids)
         else:

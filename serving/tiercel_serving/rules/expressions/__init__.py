@@ -1,1 +1,1 @@
-"""Rules by expression: text → tree (``grammar``) → types (``types``) → masks (``masks``)."""
+"""Rules as expressions: text → tree (``grammar``) → types (``types``) → masks (``masks``)."""

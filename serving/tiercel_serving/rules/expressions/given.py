@@ -1,4 +1,4 @@
-"""What is known of a batch, and what is made of it: values and truths that broadcast to users × items."""
+"""Inputs of a batch to expressions, and intermediate results, which broadcast to users × items."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .postings import Flags
 
 
 class Given(NamedTuple):
-    """What is known of the B users of a batch.
+    """The inputs of the B users of a batch.
 
     Parameters
     ----------
     users, requests
-        Columns of B rows by name; null where nothing is known.
+        Columns of B rows by name; null where unknown.
     sent
-        Column of the request → ``[B]`` who sent it.
+        Column of the request → ``[B]``, which users sent it.
     now
         ``[B]`` float64 seconds since 1970-01-01 UTC.
     """
@@ -34,18 +34,21 @@ class Given(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Users, and the items of whom something is asked: ``[B, n]`` rows, or None for all of them."""
+    """The users' inputs, and the items to evaluate: ``[B, n]`` rows, or None for all items."""
 
     given: Given
     rows: Rows | None
 
     def of(self, array: Array) -> Array:
-        """Return what an array ``[I]`` says of the items: ``[I]`` or ``[B, n]``."""
+        """Return the values of an array ``[I]`` for these items: ``[I]`` or ``[B, n]``."""
         return array if self.rows is None else array.take(self.rows)
 
 
 class Operand(NamedTuple):
-    """A value that broadcasts to ``[B, n]``; what is real, and for whom it was not sent (None is nobody)."""
+    """A value that broadcasts to ``[B, n]``, where it is not null, and which users did not send it.
+
+    None for ``valid`` means that nothing is null, None for ``absent`` that it was sent for all users.
+    """
 
     values: Any
     valid: Flags | None = None
@@ -53,7 +56,7 @@ class Operand(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """Where a condition holds, broadcasting to ``[B, n]``, and for whom it asks nothing (None is nobody)."""
+    """Where a condition holds, broadcasting to ``[B, n]``, and for which users it is ignored (None: none)."""
 
     true: Flags
     absent: Flags | None = None

@@ -1,4 +1,4 @@
-"""Text → tree: Python's own parser, and a whitelist of what a rule may say. Nothing is evaluated.
+"""Text → tree: Python's own parser, and a whitelist of the syntax that a rule may use. Nothing is evaluated.
 
 ::
 
@@ -39,13 +39,13 @@ from .tree import (
     opposite,
 )
 
-#: How long an expression may be, in characters, and how deep it may nest.
+#: Largest length of an expression, in characters, and largest nesting depth.
 MOST_CHARACTERS, MOST_DEPTH = 4_000, 40
 
 OWNERS = ("item", "user", "request")
 UNITS_S = {"days": 86_400.0, "hours": 3_600.0}
 
-#: The least integer of 64 bits has no opposite among them.
+#: The smallest int64, and the AST of its opposite, which is not an int64.
 _LEAST, _BEYOND = -(2**63), ast.dump(ast.Constant(2**63))
 
 _DOTTED = re.compile(r"\b(item|user|request)\s*\.\s*(\w+)")
@@ -60,7 +60,7 @@ _CAN = (
 
 
 class Unparsed(Exception):
-    """What is wrong, and what to do."""
+    """An expression that is not valid: what is wrong with it, and what to do."""
 
     def __init__(self, problem: str, remedy: str = _CAN) -> None:
         self.problem, self.remedy = problem, remedy
@@ -70,7 +70,7 @@ class Unparsed(Exception):
 def parse(text: str) -> Node | Problem:
     """Return the tree of an expression, or what is wrong with it."""
     try:
-        # Lines become one, in which everything stays where it was.
+        # Lines are joined into one without moving any character.
         line = text.strip().replace("\r", " ").replace("\n", " ")
         tree = _parsed(line)
         _check_lines(tree, text.strip())
@@ -96,7 +96,7 @@ def _parsed(text: str) -> ast.expr:
         raise Unparsed(f"it is not an expression ({error.msg})", _keyword(text) or _CAN) from None
     except (RecursionError, MemoryError):
         raise too_deep from None
-    except ValueError as error:  # a NUL, an integer of thousands of digits, half a letter
+    except ValueError as error:  # a NUL, an integer of thousands of digits, a lone surrogate
         raise Unparsed(f"it is not an expression ({error})", _CAN) from None
     if _depth(tree) > MOST_DEPTH:
         raise too_deep
@@ -104,13 +104,13 @@ def _parsed(text: str) -> ast.expr:
 
 
 def _keyword(text: str) -> str:
-    """Return what to do about a column that is called like a word of Python's."""
+    """Return a remedy for a column whose name is a Python keyword, or an empty string."""
     found = (match for match in _DOTTED.finditer(text) if iskeyword(match[2]))
     return next((f"write {match[1]}[{match[2]!r}] for the column {match[2]!r}" for match in found), "")
 
 
 def _check_lines(tree: ast.expr, text: str) -> None:
-    """Refuse what would mean something else now that all lines are one: comments, and lines within a text."""
+    """Reject what changes its meaning when lines are joined: comments, and line breaks within a text."""
     data = text.encode()
     if b"#" in data[tree.end_col_offset :]:
         raise Unparsed("it has a comment", "leave that out: the rule's name says what it is for")
@@ -153,7 +153,7 @@ def _condition(node: ast.expr, text: str) -> Node:
 
 
 def _joined(parts: tuple[Node, ...]) -> Node:
-    """Return all of the conditions as one, those of a conjunction within it among them."""
+    """Return the conjunction of the conditions, with nested conjunctions flattened."""
     flat = [one for part in parts for one in (part.all if isinstance(part, Both) else (part,))]
     return flat[0] if len(flat) == 1 else Both(tuple(flat))
 
@@ -192,7 +192,7 @@ def _value(node: ast.expr, text: str) -> Node:
 
 
 def _known(value: Node) -> float | None:
-    """Return the number that a value always is, or None."""
+    """Return the number that a constant value evaluates to; None if it is not a constant number."""
     if isinstance(value, Value) and not isinstance(value.value, bool | str):
         return float(value.value)
     if not isinstance(value, Arithmetic):
@@ -263,7 +263,7 @@ def _field(node: ast.expr, text: str) -> Field:
     if isinstance(owner, ast.Name) and owner.id in OWNERS:
         if isinstance(node, ast.Attribute):
             own = (ast.get_source_segment(text, node) or "").rpartition(".")[2].strip()
-            if own != node.attr:  # Python reads names in Unicode's compatibility form
+            if own != node.attr:  # Python normalises names to Unicode's NFKC form
                 problem = f"{_said(node, text)} would be read as the column {node.attr!r}"
                 raise Unparsed(problem, f"write {owner.id}[{own!r}] or {owner.id}.{node.attr}")
             return Field(owner.id, node.attr)  # type: ignore[arg-type]

@@ -1,11 +1,11 @@
-"""Tree → masks over items: vectorised, without ``eval``; what depends on the item alone is decided once.
+"""Tree → masks over items: vectorised, without ``eval``; conditions on the item alone are evaluated once.
 
-A condition is one of three things: it holds, it does not, or it can't be said since something is null
-(Kleene 1952, section 64). A rule passes only what holds. Negations stand at the single conditions
-(``tree.opposite``), so that only what holds need be computed: a null holds no condition and no opposite.
+Logic is three-valued: a condition is true, false, or unknown since something is null (Kleene 1952, section
+64). A rule passes only items for which it is true. Negations are pushed down to single conditions
+(``tree.opposite``), so only truth must be computed: on a null, neither a condition nor its opposite is true.
 
-What a request leaves out asks for nothing. A condition that reads it is *absent*: it counts neither in a
-conjunction nor in an alternative, and a rule of nothing else passes everything.
+A condition that reads a column which the request leaves out is *absent*: it is ignored in conjunctions and in
+alternatives, and a rule of absent conditions only passes everything.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NOBODY = Given({}, {}, {}, np.zeros(1))
 
 def _unequal(left: Any, right: Any) -> Any:
     if np.asarray(left).dtype.kind == "f" or np.asarray(right).dtype.kind == "f":
-        return (left < right) | (left > right)  # a NaN is null
+        return (left < right) | (left > right)  # False for NaN, which is null
     return left != right
 
 
@@ -96,21 +96,21 @@ class Masks:
         self._code_of = {text: 2 * place + 1 for place, text in enumerate(self._vocabulary.tolist())}
         self._postings: dict[str, Postings] = {}
         self._run = self._all([self._condition(one) for one in conditions])
-        # What was compiled holds what it needs: a column of text may weigh more than all of that.
+        # The compiled conditions hold what they need. Drop the columns, since text columns can be large.
         self._columns = {}
 
     def allows(self, given: Given, rows: Rows | None = None) -> Flags:
-        """Return which items pass for which users: ``[B or 1, I or 1]``, or of ``[B, n]`` rows likewise."""
+        """Return which items pass for which users, ``[B or 1, I or 1]``; for ``[B, n]`` rows, likewise."""
         truth = self._run(Batch(given, rows))
         true = truth.true if truth.absent is None else truth.true | truth.absent
         return true if true.ndim == 2 else true[None]
 
     def of_items(self) -> Flags:
-        """Return ``[I]`` which items pass, of conditions that depend on these alone."""
+        """Return ``[I]``: which items pass, if all conditions depend on the item alone."""
         return np.array(np.broadcast_to(self.allows(_NOBODY)[0], (self._items,)))
 
     def _is_text(self, node: Node) -> bool:
-        """Whether a value is a text of the item."""
+        """Whether a value is a text column of the item."""
         if not isinstance(node, Field) or node.owner != "item":
             return False
         return self._columns[node.name].values.dtype == np.object_
@@ -144,7 +144,7 @@ class Masks:
     @staticmethod
     def _all(parts: list[_Condition]) -> _Condition:
         if len(parts) == 1:
-            return parts[0]  # for whom it asks nothing, it says so itself
+            return parts[0]  # its own result says for which users it is absent
 
         def run(batch: Batch) -> Truth:
             truths = [part(batch) for part in parts]
@@ -165,10 +165,10 @@ class Masks:
     def _compare(self, node: Compare) -> _Condition:
         sides = (node.left, node.right)
         text = any(map(self._is_text, sides))
-        # Whether texts are equal is known without where they would stand in the order.
+        # Equality of texts does not need their order.
         exact = node.operator in ("==", "!=")
         left, right = (self._code(side, exact) if text else self._scalar(side) for side in sides)
-        # Codes of texts are no numbers, of which NaN is none.
+        # Codes of texts are never NaN, so plain inequality does.
         compare = operator.ne if text and node.operator == "!=" else _COMPARE[node.operator]
 
         def run(batch: Batch) -> Truth:
@@ -191,7 +191,7 @@ class Masks:
         return lambda batch: Truth((valid_rows(batch.given.users[field.name]) == node.negated)[:, None])
 
     def _overlap(self, left: Node, right: Node, negated: bool) -> _Condition:
-        """Compile whether two sides, values or lists, have something in common."""
+        """Compile whether two sides, values or lists, have an element in common."""
         if any(isinstance(side, Field) and side.owner == "item" for side in (left, right)):
             item = left if isinstance(left, Field) and left.owner == "item" else right
             assert isinstance(item, Field)
@@ -239,7 +239,7 @@ class Masks:
         return run
 
     def _items_overlap(self, left: Field, right: Field, negated: bool) -> _Condition:
-        """Compile whether two columns of the same item have something in common: known of every item."""
+        """Compile whether two item columns have an element in common; evaluated once for every item."""
         one, other = (self._columns[field.name] for field in (left, right))
         first, second = flat(one), flat(other)
         codes = np.unique(np.concatenate([first[0], second[0]]), return_inverse=True)[1]
@@ -301,9 +301,9 @@ class Masks:
         return run
 
     def _code(self, node: Node, exact: bool) -> _Scalar:
-        """Return a text's place among those of the items: odd for these, even for what lies between them.
+        """Compile a text to its position among the items' texts: odd for these, even for those in between.
 
-        Where only equality counts (``exact``), whatever of users is no item's may be any even number.
+        If only equality matters (``exact``), a user's text that no item has may get any even number.
         """
         if isinstance(node, Value):
             code = self._coded(constant_array([node.value]))[0]
@@ -333,12 +333,12 @@ class Masks:
 
 
 def _all(flags: Flags) -> bool:
-    """Whether all users' flags are set: of so few, a list says it sooner than an array."""
+    """Whether all users' flags are set; for one flag per user, a list is faster than an array reduction."""
     return False not in flags.tolist()
 
 
 def _absent(sent: Flags) -> Flags | None:
-    """Return ``[B, 1]`` who did not send a column ``[B]``; None is nobody."""
+    """Return ``[B, 1]``: which users did not send a column, given ``sent [B]``; None if all did."""
     return None if _all(sent) else ~sent[:, None]
 
 
@@ -358,7 +358,7 @@ def _of_users(field: Field, given: Given) -> Operand:
 
 
 def _elements(node: Node, batch: Batch) -> Elements:
-    """Return a side of a comparison of lists that is no item's; a single value is a list of one."""
+    """Return the elements of a list that is not an item column; a single value is a list of one."""
     if isinstance(node, Field):
         given = batch.given
         column = (given.requests if node.owner == "request" else given.users)[node.name]
@@ -375,7 +375,7 @@ def _as_floats(operand: Operand) -> Array:
 
 
 def _calculated(sign: str, left: Array, right: Array) -> Array:
-    """Calculate in float64; what is no number, such as x / 0, is NaN, which is null."""
+    """Calculate in float64; an undefined result, such as x / 0, is NaN, which means null."""
     with np.errstate(all="ignore"):
         if sign == "/":
             return np.where(right == 0, np.nan, left / right)

@@ -1,4 +1,4 @@
-"""What an expression says of one item, plainly: by Python's own operators, with None for null."""
+"""The plain reference of expressions: one item at a time, with Python's operators and None for null."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .tree import (
     Within,
 )
 
-#: What a request leaves out.
+#: The value of a column that a request leaves out.
 ABSENT = object()
 
 _OPERATORS: Mapping[str, Any] = {
@@ -39,7 +39,7 @@ class Plain:
     Parameters
     ----------
     item, user, request
-        Their columns; what the request does not have was not sent.
+        Column name → value; columns missing from ``request`` were not sent.
     now
         Seconds since 1970-01-01 UTC.
     """
@@ -51,12 +51,12 @@ class Plain:
         self._now = now
 
     def passes(self, tree: Node) -> bool:
-        """Whether a rule passes: it holds, or asks for nothing."""
+        """Whether a rule passes: it is true, or all of its conditions are absent."""
         said = self.said(tree)
         return said is True or said is ABSENT
 
     def said(self, node: Node) -> Any:
-        """Return what a condition says: True, False, None (nobody can say) or ``ABSENT``."""
+        """Return the truth of a condition: True, False, None (unknown) or ``ABSENT``."""
         if isinstance(node, Both | Either):
             told = [one for one in map(self.said, node.parts()) if one is not ABSENT]
             decides = isinstance(node, Either)

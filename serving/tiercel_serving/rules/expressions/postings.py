@@ -1,4 +1,4 @@
-"""Lists and values of items by what they hold: which items have an element of somebody's list."""
+"""Inverted index of an item column: which items have an element of a user's list."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from ...spec import Array
 
 Flags = npt.NDArray[np.bool_]
 
-#: One row that is no null; nobody writes to it.
+#: The validity of one row that is not null; read-only.
 _ONE_ROW = np.ones(1, np.bool_)
 _ONE_ROW.flags.writeable = False
 
 
 class Elements(NamedTuple):
-    """Lists of users (one for all is user 0's): elements end to end, whose they are, and what is null."""
+    """The lists of users, or one ``shared`` list, whose owner is 0.
+
+    ``values`` are the elements of all lists end to end, ``owner`` the user of each, ``valid`` which lists are
+    not null, ``absent`` which users did not send one (None: all did).
+    """
 
     values: Array
     owner: Rows
@@ -30,7 +34,7 @@ class Elements(NamedTuple):
     shared: bool
 
     def spread(self, users: int) -> Elements:
-        """Return one list for all as a list of each."""
+        """Return a shared list as one list per user."""
         if not self.shared:
             return self
         owner = np.repeat(np.arange(users), len(self.values))
@@ -38,13 +42,13 @@ class Elements(NamedTuple):
 
 
 def real_elements(column: Column) -> Flags:
-    """Return which elements of a column are no nulls."""
+    """Return which elements of a column are not null."""
     real = np.ones(len(column.values), np.bool_) if column.valid is None else column.valid
     return real & ~np.isnan(column.values) if column.values.dtype.kind == "f" else real
 
 
 def valid_rows(column: Column) -> Flags:
-    """Return ``[n]`` which rows of a column are no nulls."""
+    """Return ``[n]``: which rows of a column are not null."""
     if column.offsets is None:
         return real_elements(column)
     if column.row_valid is None:
@@ -53,9 +57,9 @@ def valid_rows(column: Column) -> Flags:
 
 
 def flat(column: Column) -> tuple[Array, Rows]:
-    """Return the elements of a column that are no nulls, and whose row each is."""
+    """Return the elements of a column that are not null, and the row of each."""
     if len(column) == 1 and column.offsets is not None and column.valid is None:
-        # One request's list: a dozen calls of NumPy less.
+        # Fast path for one request's list, which saves a dozen NumPy calls.
         begin, end = column.offsets.tolist() if column.row_valid is None or column.row_valid[0] else (0, 0)
         if column.values.dtype.kind != "f":
             return column.values[begin:end], np.zeros(end - begin, np.int64)
@@ -66,18 +70,18 @@ def flat(column: Column) -> tuple[Array, Rows]:
     return column.values[begin : begin + len(owner)][real], owner[real]
 
 
-#: Values that more than this share of the items have are kept as a mask each: quicker, and hardly larger.
+#: Values that more than this share of the items have are stored as masks: faster, and hardly larger.
 _FREQUENT = 1 / 16
 
-#: Columns of so few values have a bit for each: one gather says of an item all that it has.
+#: Columns with at most this many distinct values use one bit per value, so one gather reads all of an item's.
 _BITS = 64
 
-#: Lists up to this long are laid out in a table, for questions about few items.
+#: If no item has more elements than this, they are also stored as a table, for queries about few items.
 _SHORT = 16
 
 
 class Postings:
-    """Value → the items that have it, of a column ``[I]`` of values or lists."""
+    """Value → the items that have it, for a column ``[I]`` of values or lists."""
 
     def __init__(self, column: Column) -> None:
         self.valid = valid_rows(column)
@@ -86,7 +90,7 @@ class Postings:
         count = len(self.valid)
         values, owner = flat(column)
         self._values, codes = np.unique(values, return_inverse=True)
-        # A few texts are found sooner one by one than by comparing arrays of objects.
+        # Looking up a few texts in a dict is faster than comparing arrays of objects.
         text = self._values.dtype == np.object_
         self._code_of = {one: code for code, one in enumerate(self._values.tolist())} if text else {}
         self._bits: Array | None = None
@@ -106,7 +110,7 @@ class Postings:
         self._table = _table(codes, owner, count, len(self._values))
 
     def having(self, lists: Elements, users: int, rows: Rows | None) -> Flags:
-        """Return ``[users, I]``, or of ``[users or 1, n]`` rows: which have an element of the user's list."""
+        """Return which items have an element of the user's list, ``[users, I]``; or which ``rows [B, n]``."""
         if self._bits is not None:
             has = self._bits if rows is None else self._bits.take(rows)
             found: Flags = (has & self._wanted(lists, users)).astype(np.bool_)
@@ -134,11 +138,11 @@ class Postings:
         return np.take_along_axis(np.broadcast_to(found, (len(rows), found.shape[1])), rows, axis=1)
 
     def _wanted(self, lists: Elements, users: int) -> Array:
-        """Return ``[users, 1]`` the bits of all that the user's list has; of one user a number may do."""
+        """Return ``[users, 1]``, the bits of all values in each user's list; for one user, maybe a scalar."""
         assert self._bits is not None
         kind: Any = self._bits.dtype.type
         if users == 1 and self._code_of:
-            # Python's own integers: a dozen calls of NumPy less.
+            # Plain Python integers save a dozen NumPy calls.
             bits = 0
             for value in lists.values.tolist():
                 bits |= self._bit_of.get(value, 0)
@@ -149,7 +153,7 @@ class Postings:
         return wanted
 
     def _known(self, lists: Elements) -> tuple[Rows, Rows]:
-        """Return whose list has which of the column's values, as their codes."""
+        """Return the list elements that occur in the column: the owner and the code of each."""
         if not len(self._values) or not len(lists.values):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         if lists.values.dtype == np.object_:
@@ -163,7 +167,7 @@ class Postings:
 
 
 def _table(codes: Rows, owner: Rows, items: int, empty: int) -> npt.NDArray[np.int32] | None:
-    """Return the items' codes ``[L, I]``, ``empty`` behind an item's last; None if a list is too long."""
+    """Return the items' codes ``[L, I]``, padded with ``empty``; None if a list is too long."""
     counts = np.bincount(owner, minlength=items)
     length = int(counts.max(initial=1))
     if length > _SHORT:

@@ -1,4 +1,4 @@
-"""What an expression is made of."""
+"""The nodes of an expression tree."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Owner = Literal["item", "user", "request"]
 
 @dataclass(frozen=True)
 class Node:
-    """One part of an expression."""
+    """One node of an expression tree."""
 
     def parts(self) -> Iterator[Node]:
-        """Yield the nodes that it is directly made of."""
+        """Yield the node's children."""
         for field in fields(self):
             value = getattr(self, field.name)
             for one in value if isinstance(value, tuple) else (value,):
@@ -23,7 +23,7 @@ class Node:
                     yield one
 
     def walk(self) -> Iterator[Node]:
-        """Yield itself and everything within it."""
+        """Yield the node and all of its descendants."""
         yield self
         for part in self.parts():
             yield from part.walk()
@@ -62,7 +62,7 @@ class Now(Node):
 
 @dataclass(frozen=True)
 class Arithmetic(Node):
-    """``left operator right``, operator being one of ``+ - * /``."""
+    """``left operator right``, with an operator of ``+ - * /``."""
 
     operator: str
     left: Node
@@ -71,14 +71,14 @@ class Arithmetic(Node):
 
 @dataclass(frozen=True)
 class Length(Node):
-    """How long a list is."""
+    """The length of a list."""
 
     of: Node
 
 
 @dataclass(frozen=True)
 class Compare(Node):
-    """``left operator right``, operator being one of ``== != < <= > >=``."""
+    """``left operator right``, with an operator of ``== != < <= > >=``."""
 
     operator: str
     left: Node
@@ -87,7 +87,7 @@ class Compare(Node):
 
 @dataclass(frozen=True)
 class Within(Node):
-    """Whether a list has a value (``in``), or not (``not in``)."""
+    """Whether a list contains a value (``in``), or not (``not in``)."""
 
     value: Node
     among: Node
@@ -96,7 +96,7 @@ class Within(Node):
 
 @dataclass(frozen=True)
 class Common(Node):
-    """Whether two lists have an element in common (``any``), or none."""
+    """Whether two lists have an element in common (``any``), or, negated, none."""
 
     left: Node
     right: Node
@@ -113,7 +113,7 @@ class IsNull(Node):
 
 @dataclass(frozen=True)
 class Flag(Node):
-    """A column of booleans, or its opposite."""
+    """A column of booleans, or its negation."""
 
     of: Field
     negated: bool
@@ -121,14 +121,14 @@ class Flag(Node):
 
 @dataclass(frozen=True)
 class Both(Node):
-    """All of the parts."""
+    """The conjunction of the parts."""
 
     all: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Either(Node):
-    """One of the parts at least."""
+    """The disjunction of the parts."""
 
     any: tuple[Node, ...]
 
@@ -137,9 +137,9 @@ _OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
 def opposite(node: Node) -> Node:
-    """Return what holds where a condition doesn't, nulls apart: these hold no condition and no opposite.
+    """Return the negation of a condition; on a null, neither the condition nor its negation holds.
 
-    By De Morgan's laws it goes down to the single conditions, so that nobody need know what is false.
+    De Morgan's laws push the negation down to single conditions, so that only truth must be computed.
     """
     if isinstance(node, Compare):
         return Compare(_OPPOSITE[node.operator], node.left, node.right)

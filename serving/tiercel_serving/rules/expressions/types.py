@@ -1,4 +1,4 @@
-"""What each part of an expression is: refused where types don't fit, inferred for what a request brings."""
+"""Type checks of expressions, and inference of the types of request columns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUMBERS = ("int64", "float64")
 
 
 class Type(NamedTuple):
-    """What a column holds: ``bool``, ``int64``, ``float64`` or ``bytes`` (text), one or a list of them."""
+    """The type of a column: ``bool``, ``int64``, ``float64`` or ``bytes`` (text), or lists of these."""
 
     dtype: str
     is_list: bool = False
@@ -42,7 +42,7 @@ class Type(NamedTuple):
 
 
 def type_of_dtype(dtype: str, is_list: bool) -> Type:
-    """Return the type of a column by its dtype's name, whatever its width."""
+    """Return the type of a column from its dtype's name; widths of numbers are ignored."""
     kind = np.dtype(object if dtype == "bytes" else dtype).kind
     return Type({"b": "bool", "i": "int64", "u": "int64", "f": "float64"}.get(kind, "bytes"), is_list)
 
@@ -55,20 +55,20 @@ def type_of(column: Column) -> Type:
 
 
 class Schema:
-    """The columns that an expression may speak of, and what it says of those that requests bring.
+    """The columns that an expression may read, and the inferred types of request columns.
 
     Parameters
     ----------
     items, users
-        Columns by name; None where they are not known, and everything is taken.
+        Types by column name; None if they are unknown, which accepts any column.
     requests
-        Columns of the request that are known without the expression.
+        Types of request columns that are known without the expression.
 
     Attributes
     ----------
     requests : dict of str to Type
-        With those that were inferred: a number that is compared with a column is of its type, one that is
-        calculated with is a float.
+        Those, and inferred types: a column that is compared gets the other side's type, and one used in
+        arithmetic is a float.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Schema:
         self.requests: dict[str, Type] = dict(requests or {})
 
     def problems(self, tree: Node) -> list[Problem]:
-        """Return what does not fit, and infer what requests bring."""
+        """Return unknown columns and type errors, and infer the types of request columns."""
         fields = [node for node in tree.walk() if isinstance(node, Field)]
         wrong = [problem for field in dict.fromkeys(fields) if (problem := self._unknown(field)) is not None]
         if wrong:
             return wrong
-        # What one condition says of a request's column, another may need.
+        # Two passes: a condition may need a type that a later one lets us infer.
         list(self._misfits(tree))
         wrong = list(self._misfits(tree))
         unsaid = [f for f in dict.fromkeys(fields) if f.owner == "request" and f.name not in self.requests]
@@ -100,7 +100,7 @@ class Schema:
         return wrong
 
     def type_of(self, node: Node) -> Type | None:
-        """Return what a value or list holds; None where that is not known."""
+        """Return the type of a value or list; None if it is unknown."""
         if isinstance(node, Field):
             known = self.requests if node.owner == "request" else self._known[node.owner]
             return None if known is None else known.get(node.name)
@@ -201,7 +201,7 @@ def _alike(one: Type, other: Type) -> bool:
 
 
 def _type_of_constants(values: Sequence[object]) -> Type | None:
-    """Return the type of constants, None of no constants; :func:`mixed` finds those of several."""
+    """Return the type of constants, or None for no constants; :func:`mixed` reports mixed types."""
     kinds = {bool: "bool", int: "int64", float: "float64", str: "bytes"}
     found = list(dict.fromkeys(kinds[type(value)] for value in values))
     if not found or (len(found) > 1 and set(found) <= set(NUMBERS)):
@@ -210,7 +210,7 @@ def _type_of_constants(values: Sequence[object]) -> Type | None:
 
 
 def mixed(tree: Node) -> list[Problem]:
-    """Return lists of constants of several types."""
+    """Return a problem for each list of constants of mixed types."""
     wrong = []
     for node in tree.walk():
         if isinstance(node, Values):
@@ -234,7 +234,7 @@ def _said(node: Node) -> str:
 
 
 def stored(value: object) -> object:
-    """Return a constant as columns hold it: text as ``bytes``."""
+    """Return a constant as columns store it: text as ``bytes``."""
     return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
 
 
