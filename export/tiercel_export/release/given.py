@@ -257,7 +257,7 @@ def _same_kind(ids: Array, others: Array, column: str, where: str) -> None:
 
 
 def _seconds(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[np.float64] | None:
-    """Return the times ``[n]`` in seconds, dates as seconds since 1970; None for neither numbers nor dates."""
+    """Return the times ``[n]`` in seconds, dates since 1970; None if they are neither numbers nor dates."""
     if timestamp is None:
         return None
     times = interactions[timestamp]
