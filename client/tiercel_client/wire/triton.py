@@ -33,7 +33,7 @@ _SERVER_METADATA = _SERVICE + "ServerMetadata"
 
 
 #: The first Triton version whose gRPC frontend handles cancelled calls safely. Version 2.51 frees the state
-#: of a cancelled call while another thread uses it (triton-inference-server/server, pull requests 7840, 8078).
+#: of a cancelled call while another thread uses it (triton-inference-server/server, pull requests 7840, 8078)
 _SURVIVES_CANCEL = (2, 57)
 
 
