@@ -23,7 +23,7 @@ from __future__ import annotations
 
 
 class ClientError(Exception):
-    """Base of every error that the client raises on purpose.
+    """Base class of all errors of the client.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from tiercel_serving.errors import TiercelError
 
 
 class ExportError(TiercelError):
-    """Base of every error while a release is built or verified."""
+    """Base class of all errors while a release is built or verified."""
 
 
 class WorkflowError(ExportError):

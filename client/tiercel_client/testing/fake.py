@@ -284,12 +284,12 @@ class FakeTransport(FakeServer):
     """
 
     def infer(self, request: InferRequest) -> Arrays:
-        """Answer, after ``latency_s``."""
+        """Return the answer, after ``latency_s``."""
         time.sleep(min(self.latency_s, request.timeout_s))
         return self._answer(request)
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
-        """Return what a real server would say about the model."""
+        """Return the configuration of a model, as from a real server."""
         return self._config(model)
 
     def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
@@ -297,7 +297,7 @@ class FakeTransport(FakeServer):
         return "fake", "0"
 
     def close(self) -> None:
-        """Note that it was closed."""
+        """Record that it was closed."""
         self.closed = True
 
 
@@ -305,12 +305,12 @@ class AsyncFakeTransport(FakeServer):
     """:class:`FakeTransport` for asyncio. See :class:`FakeServer` for its arguments."""
 
     async def infer(self, request: InferRequest) -> Arrays:
-        """Answer, after ``latency_s``."""
+        """Return the answer, after ``latency_s``."""
         await asyncio.sleep(min(self.latency_s, request.timeout_s))
         return self._answer(request)
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
-        """Return what a real server would say about the model."""
+        """Return the configuration of a model, as from a real server."""
         return self._config(model)
 
     async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
@@ -318,7 +318,7 @@ class AsyncFakeTransport(FakeServer):
         return "fake", "0"
 
     async def close(self) -> None:
-        """Note that it was closed."""
+        """Record that it was closed."""
         self.closed = True
 
 

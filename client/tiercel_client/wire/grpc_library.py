@@ -36,7 +36,7 @@ class GrpcChannel:
         return answer
 
     def close(self) -> None:
-        """Close it; calls under way fail."""
+        """Close it; calls in flight fail."""
         self._channel.close()
 
 
@@ -68,7 +68,7 @@ class AsyncGrpcChannel:
         return answer
 
     async def close(self) -> None:
-        """Close it; calls under way fail."""
+        """Close it; calls in flight fail."""
         if self._channel is not None:
             await self._channel.close()
 

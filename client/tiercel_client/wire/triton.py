@@ -50,7 +50,7 @@ class Channel(Protocol):
         ...
 
     def close(self) -> None:
-        """Close it; calls under way fail."""
+        """Close it; calls in flight fail."""
         ...
 
 
@@ -66,7 +66,7 @@ class AsyncChannel(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close it; calls under way fail."""
+        """Close it; calls in flight fail."""
         ...
 
 

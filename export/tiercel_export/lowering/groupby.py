@@ -25,7 +25,7 @@ def lower_groupby(op: Any, names: list[str], columns: Mapping[str, Expression], 
             try:
                 out[key] = _key(op, key, columns[key], where)
             except UnsupportedOperator as error:
-                out[key] = refused_column(columns[key], error)  # what else is grouped may be compiled
+                out[key] = refused_column(columns[key], error)  # other columns may still compile
     listed, others = _aggregations(op, where.selector)
     for name in names:
         if name in op.groupby_cols:

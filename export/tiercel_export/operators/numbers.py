@@ -1,4 +1,4 @@
-"""Operators of numbers: arithmetic, functions, comparison and logic."""
+"""Operators on numbers: arithmetic, functions, comparison and logic."""
 
 from __future__ import annotations
 

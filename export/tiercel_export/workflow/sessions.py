@@ -44,7 +44,7 @@ class _Maker:
 
 
 class SessionOracle:
-    """NVTabular itself, for a part of a workflow whose rows are sessions.
+    """NVTabular itself as the oracle for a part of a workflow whose rows are sessions.
 
     Parameters
     ----------
