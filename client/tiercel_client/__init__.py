@@ -1,4 +1,4 @@
-"""The thin gRPC client an application installs.
+"""The thin gRPC client that an application installs.
 
 >>> from tiercel_client import Recommender
 >>> recommender = Recommender("localhost:8001")
@@ -83,8 +83,8 @@ __all__ = [
     "Why",
 ]
 
-#: Module → what it gives. Imported on use: a stage of a server wants the errors and how values are read, and
-#: would load gRPC, protobuf and asyncio with them, most of what it loads at all.
+#: Module → the names that it exports. They are imported on use, because a stage in a server needs only the
+#: errors and the conversion of values, and should not load gRPC, protobuf and asyncio for them.
 _GIVEN = {
     "async_recommender": ("AsyncRecommender",),
     "contract": ("ModelConfig", "TensorInfo"),
@@ -123,7 +123,7 @@ _GIVEN = {
 _PLACES = {name: module for module, names in _GIVEN.items() for name in names}
 
 
-if not TYPE_CHECKING:  # or a checker would believe every name
+if not TYPE_CHECKING:  # otherwise a type checker would accept every name
 
     def __getattr__(name):
         if name in _PLACES:

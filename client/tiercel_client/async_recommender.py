@@ -17,20 +17,20 @@ from .wire.triton import AsyncTritonTransport
 
 
 class AsyncRecommender(Core[AsyncTransport]):
-    """Asks a served Tiercel release for recommendations, in asyncio.
+    """Asks a served Tiercel release for recommendations, with asyncio.
 
-    The same requests, checks, results and errors as :class:`~tiercel_client.Recommender`. It connects
-    in the event loop of its first call and belongs to that loop from then on. A cancelled call is
-    cancelled on the wire too.
+    Requests, checks, results and errors are those of :class:`~tiercel_client.Recommender`. It connects in the
+    event loop of its first call and can be used only in that loop. A cancelled call is cancelled on the wire
+    too, but over plain text only from Triton 2.57 on, because older versions may crash.
 
     Parameters
     ----------
-    url, model, explain_model, describe_model, timeout_s, retry, headers, tls, keep_alive
+    url, model, explain_model, describe_model, related_model, timeout_s, retry, headers, tls, keep_alive
         As in :class:`~tiercel_client.Recommender`.
     max_concurrency, title_cache_size, refresh_s
-        Likewise.
+        As in :class:`~tiercel_client.Recommender`.
     transport
-        Used instead of a connection to ``url``: see :mod:`tiercel_client.testing`.
+        Used instead of a connection to ``url``; see :mod:`tiercel_client.testing`.
 
     Examples
     --------
@@ -104,7 +104,7 @@ class AsyncRecommender(Core[AsyncTransport]):
         request_id: str | None = None,
         headers: Headers | None = None,
     ) -> Explanation:
-        """Say what each stage did for one user; as :meth:`tiercel_client.Recommender.explain`."""
+        """Return what each stage did for one user; as :meth:`tiercel_client.Recommender.explain`."""
         question = Question.of_one(user_id, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return await self._drive(self._explain(context, question))
@@ -125,7 +125,7 @@ class AsyncRecommender(Core[AsyncTransport]):
         request_id: str | None = None,
         headers: Headers | None = None,
     ) -> Why:
-        """Say why a user gets an item, or does not; as :meth:`tiercel_client.Recommender.why`."""
+        """Return why a user gets an item or not; as :meth:`tiercel_client.Recommender.why`."""
         question = Question.of_one(user_id, None, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
         return await self._drive(self._why(context, question, item_id, k))
@@ -141,7 +141,7 @@ class AsyncRecommender(Core[AsyncTransport]):
         request_id: str | None = None,
         headers: Headers | None = None,
     ) -> tuple[Item, ...]:
-        """Return what is like some items; as :meth:`tiercel_client.Recommender.related`."""
+        """Return the most similar items; as :meth:`tiercel_client.Recommender.related`."""
         context = self._context(timeout_s, request_id, headers)
         return await self._drive(self._related(context, item_ids, k, exclude, titles))
 
@@ -152,11 +152,11 @@ class AsyncRecommender(Core[AsyncTransport]):
     async def server_info(
         self, timeout_s: float | None = None, *, headers: Headers | None = None
     ) -> ServerInfo:
-        """Return what answers at the address; as :meth:`tiercel_client.Recommender.server_info`."""
+        """Return information about the server; as :meth:`tiercel_client.Recommender.server_info`."""
         return await self._drive(self._server_info(self._context(timeout_s, headers=headers)))
 
     async def close(self) -> None:
-        """Close the connection; calls under way fail, and so do later ones."""
+        """Close the connections; calls in flight fail, and so do later ones."""
         if not self._closed:
             self._closed = True
             await self._transport.close()
@@ -170,7 +170,7 @@ class AsyncRecommender(Core[AsyncTransport]):
         await self.close()
 
     async def _drive(self, flow: Flow[Result]) -> Result:
-        """Run a flow to its end: send what it yields, hand it the answers or the error."""
+        """Run a flow to its end: send the requests that it yields, and pass it the answers or the error."""
         step: Callable[[Any], Sequence[Call]] = flow.send
         outcome: Any = None
         try:
@@ -196,7 +196,7 @@ class AsyncRecommender(Core[AsyncTransport]):
         try:
             return list(await asyncio.gather(*tasks))
         finally:
-            # After an error, or if the caller was cancelled, nothing of ours runs on.
+            # After an error, or if the caller was cancelled, no task keeps running.
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

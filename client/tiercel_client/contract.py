@@ -1,4 +1,4 @@
-"""What the served ensemble says about itself: limits, id types, request columns, tensors."""
+"""The contract of a served ensemble, read from its configuration: limits, id types, columns, tensors."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 from .errors import ProtocolMismatch
 from .results import RequestColumn, ServerInfo
 
-#: The list inputs of an ensemble, what says how long each of their rows is, and what carries them packed, if
-#: the ensemble's item ids are text. Servers of older releases have the first two alone.
+#: The list inputs of an ensemble, the inputs with the lengths of their rows, and, if item ids are text, the
+#: inputs that carry them packed. Older releases have no packed inputs.
 EXCLUDE, HISTORY = "exclude_item_ids", "history_item_ids"
 INCLUDE, CANDIDATES = "include_item_ids", "candidate_item_ids"
 LISTS = (EXCLUDE, HISTORY, INCLUDE, CANDIDATES)
 LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
 PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS}
 
-#: The input of ``recommend_explain`` that names items of which shall be said what became of them.
+#: The input of ``recommend_explain`` with the items whose outcome is requested.
 EXPLAINED = "explain_item_ids"
 
-#: The input of ``related`` that names items.
+#: The input of ``related`` with the given items.
 RELATED_TO = "related_item_ids"
 
-#: The input that says whether a user may get what the user already had.
+#: The input that says whether seen items may be recommended.
 ALLOW_SEEN = "allow_seen"
 
-#: The output with each item's chance, of ensembles that explore.
+#: The output with each item's propensity, in ensembles that explore.
 PROPENSITY = "propensity"
 
 #: Prefix of the outputs of ``recommend_explain`` that hold a stage's microseconds.
@@ -39,7 +39,7 @@ COLUMN_DTYPES = ("bool", "int64", "int32", "float32", "float64", "bytes")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One input or output of a model; ``dims`` are without the batch axis, -1 is any length."""
+    """One input or output of a model; ``dims`` exclude the batch axis, and -1 is any length."""
 
     name: str
     dtype: str
@@ -49,16 +49,16 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What a server tells about one of its models, without protobuf.
+    """The configuration of a served model, independent of protobuf.
 
     Parameters
     ----------
     name
-        The model.
+        The model's name.
     max_batch_size
-        Rows in one request, at most; 0 is a model without a batch axis.
+        Maximum number of rows in one request; 0 for a model without a batch axis.
     inputs, outputs
-        Its tensors; dtypes as NumPy names them, text is ``bytes``.
+        Its tensors; dtypes have NumPy's names, and text is ``bytes``.
     parameters
         The string parameters of its configuration.
     """
@@ -72,25 +72,28 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Contract(ServerInfo):
-    """What requests to one ensemble must keep to; the server's name and version are not known yet."""
+    """The requirements of one ensemble on requests, without the server's name and version.
+
+    ``columns`` are the request columns by name; ``inputs`` and ``outputs`` are the ensemble's tensor names.
+    """
 
     columns: Mapping[str, RequestColumn]
     inputs: frozenset[str]
     outputs: frozenset[str] = frozenset()
 
     def info(self, server: str, version: str) -> ServerInfo:
-        """Return what an application may want to know."""
+        """Return the public form of the contract, with the server's name and version."""
         said = {field.name: getattr(self, field.name) for field in fields(ServerInfo)}
         return ServerInfo(**{**said, "server": server, "server_version": version})
 
 
 def read_contract(config: ModelConfig) -> Contract:
-    """Read the contract out of an ensemble's configuration.
+    """Read the contract from an ensemble's configuration.
 
     Raises
     ------
     ProtocolMismatch
-        The model is not a Tiercel ensemble, or one of another kind than this client knows.
+        The model is not a Tiercel ensemble, or of a version that this client does not know.
     """
     reader = _Reader(config)
     columns = reader.columns()
@@ -104,7 +107,7 @@ def read_contract(config: ModelConfig) -> Contract:
         k_default=reader.positive("k_default"),
         k_max=reader.positive("k_max"),
         max_excluded=reader.positive("max_excluded", least=0),
-        # Servers of older releases neither say so nor take it.
+        # Older releases have neither the parameter nor the input.
         allow_seen=ALLOW_SEEN in config.parameters and reader.json(ALLOW_SEEN, bool),
         user_id_dtype=reader.choice("user_id_dtype", ID_DTYPES),
         item_id_dtype=reader.choice("item_id_dtype", ID_DTYPES),
@@ -121,7 +124,7 @@ def read_contract(config: ModelConfig) -> Contract:
 
 
 class _Reader:
-    """Reads one configuration's parameters; every mistake names the model and the parameter."""
+    """Reads the parameters of one configuration; errors name the model and the parameter."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -163,7 +166,7 @@ class _Reader:
         return value
 
     def names(self, key: str) -> tuple[str, ...]:
-        """Return names that a server says only where there are some."""
+        """Return a list of names, which is empty if the server does not send the parameter."""
         return tuple(str(name) for name in self.json(key, list)) if key in self.config.parameters else ()
 
     def reasons(self) -> dict[int, str]:
@@ -181,7 +184,7 @@ class _Reader:
         try:
             name, dtype, part, tensor = (str(entry[key]) for key in ("name", "dtype", "part", "tensor"))
             companion = None if entry["companion"] is None else str(entry["companion"])
-            unit = entry.get("unit")  # servers of older releases don't say it
+            unit = entry.get("unit")  # missing in older releases
             column = RequestColumn(name, dtype, bool(entry["is_list"]), part, tensor, companion, unit)
         except (KeyError, TypeError):
             expected = "expected name, dtype, is_list, part, tensor and companion"

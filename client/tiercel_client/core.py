@@ -1,6 +1,6 @@
-"""What a recommender does, without saying how a request travels.
+"""The operations of a recommender, independent of how requests are sent.
 
-Every operation is a *flow*: a generator that yields the requests it needs, is sent their answers, and
+Every operation is a *flow*: a generator that yields the requests it needs, receives their answers, and
 returns the result. It never waits by itself, so :class:`~tiercel_client.Recommender` and
 :class:`~tiercel_client.AsyncRecommender` run the same flows and differ only in how they wait.
 """
@@ -56,12 +56,12 @@ from .titles import TitleCache
 from .values import convert_ids, shown
 from .wire.transport import Headers, InferRequest
 
-#: How many items ``describe_items`` is asked for at once.
+#: The number of items in one request to ``describe_items``, at most.
 DESCRIBE_AT_ONCE = 4096
 
 
 class Inference(NamedTuple):
-    """One question of a flow to a model: what is asked, and what bounds it."""
+    """A request of a flow for an inference, with the context of its call."""
 
     model: str
     inputs: Mapping[str, Array]
@@ -70,21 +70,21 @@ class Inference(NamedTuple):
     context: Context
 
     def send(self, transport: Any) -> Any:
-        """Ask the transport: returns the answer, or from an asyncio transport an awaitable of it."""
+        """Send it and return the answer, or an awaitable of it from an asyncio transport."""
         model, inputs, outputs, request_id, context = self
         left = context.left(model, request_id)
         return transport.infer(InferRequest(model, inputs, outputs, left, request_id, context.headers))
 
 
 class Enquiry(NamedTuple):
-    """One question of a flow about the server or a model: a method of the transport, and the model's name."""
+    """A request of a flow about the server or a model: a transport's method, and the model's name."""
 
     method: str
     context: Context
     about: tuple[str, ...] = ()
 
     def send(self, transport: Any) -> Any:
-        """Ask the transport, as an inference does."""
+        """Send it; see :meth:`Inference.send`."""
         left = self.context.left(self.about[0] if self.about else self.method)
         ask = getattr(transport, self.method)
         return ask(*self.about, headers=self.context.headers, timeout_s=left)
@@ -95,16 +95,16 @@ Call = Inference | Enquiry
 Result = TypeVar("Result")
 AnyTransport = TypeVar("AnyTransport")
 
-#: Yields requests that may run side by side; is sent their answers in the same order, or thrown the error.
+#: Yields requests that may run concurrently. It receives their answers in order, or the error is thrown in.
 Flow = Generator[Sequence[Call], list[Any], Result]
 
 
 @dataclass(slots=True)
 class Context:
-    """What all requests of one call share.
+    """The state that all requests of one call share.
 
-    The call must be over at ``ends``, ``timeout_s`` after it began. Where it named no timeout (``grows``),
-    that moves with the number of its requests.
+    The call must end by ``ends`` (in ``time.monotonic()``), ``timeout_s`` after it began. If the caller gave
+    no timeout (``grows``), both increase with the number of requests.
     """
 
     timeout_s: float
@@ -117,11 +117,11 @@ class Context:
     def infer(
         self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], suffix: str = ""
     ) -> Inference:
-        """Return a request to a model; ``suffix`` tells it from the call's other ones."""
+        """Return a request to a model; ``suffix`` distinguishes its id from the call's other requests."""
         return Inference(model, inputs, outputs, self.request_id + suffix, self)
 
     def left(self, what: str, request_id: str = "") -> float:
-        """Return how many seconds are left for what shall be asked; DeadlineExceeded if none are."""
+        """Return the seconds that are left for a request; DeadlineExceeded if there are none."""
         left = self.ends - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded(
@@ -132,14 +132,14 @@ class Context:
         return left
 
     def delay(self, attempt: int, error: ClientError) -> float | None:
-        """Return how long to wait before another attempt, or None to give up."""
+        """Return the seconds to wait before another attempt, or None to give up."""
         return self.retry.delay(attempt, error, self.ends - time.monotonic())
 
 
 class Core(Generic[AnyTransport]):
-    """What both recommenders are: their options, their flows, and what these remember between calls.
+    """The base of both recommenders: their options, their flows, and the state kept between calls.
 
-    A flow may run in several threads at once. The options are those of :class:`~tiercel_client.Recommender`.
+    Flows may run in several threads at once. For the options, see :class:`~tiercel_client.Recommender`.
     """
 
     _connect: ClassVar[Callable[..., Any]]
@@ -175,7 +175,7 @@ class Core(Generic[AnyTransport]):
         self._headers = check_headers(headers)
         self._max_concurrency = _whole(max_concurrency, "max_concurrency", 1)
         self._refresh_s = seconds(refresh_s, "refresh_s")
-        self._known: tuple[Contract, float] | None = None  # and when it was read
+        self._known: tuple[Contract, float] | None = None  # with the time.monotonic() when it was read
         self._configs: dict[tuple[str, str], ModelConfig | None] = {}
         self._titles = TitleCache(_whole(title_cache_size, "title_cache_size", 0))
         self._transport: AnyTransport = (
@@ -184,7 +184,7 @@ class Core(Generic[AnyTransport]):
         self._closed = False
 
     def _recommend(self, context: Context, question: Question, titles: bool) -> Flow[list[Recommendation]]:
-        """Answer a question, in the order of its users."""
+        """Return the recommendations for a question, in the order of its users."""
         titles = _flag(titles, "titles")
         contract = yield from self._contract(context)
         parts = build_requests(contract, question)
@@ -195,13 +195,13 @@ class Core(Generic[AnyTransport]):
         try:
             answers = yield from self._answers(context, contract, parts)
         except (RequestRefused, NotFound, ServerUnavailable, ProtocolMismatch):
-            self._known = None  # perhaps another release answers from now on; the next call asks
+            self._known = None  # the release may have changed; the next call reads its configuration again
             raise
         named = (yield from self._named(context, contract, answers)) if titles else None
         return [answer.recommendation(named) for answer in answers]
 
     def _explain(self, context: Context, question: Question) -> Flow[Explanation]:
-        """Answer a question for one user with what each stage did."""
+        """Return what each stage did for a question of one user."""
         contract = yield from self._contract(context)
         [part] = build_requests(contract, question)
         config = yield from self._config(context, contract, self._explain_model)
@@ -220,7 +220,7 @@ class Core(Generic[AnyTransport]):
         return described(explained, names)
 
     def _why(self, context: Context, question: Question, item_id: Any, k: Any) -> Flow[Why]:
-        """Answer a question for one user with what became of one item."""
+        """Return what happened to one item for a question of one user."""
         contract = yield from self._contract(context)
         place = convert_ids([item_id], contract.item_id_dtype, lambda position: "item_id")
         asked = build_k(contract, k)
@@ -247,7 +247,7 @@ class Core(Generic[AnyTransport]):
     def _related(
         self, context: Context, item_ids: Any, k: Any, exclude: Any, titles: bool
     ) -> Flow[tuple[Item, ...]]:
-        """Ask for what is like some items."""
+        """Return the items that are most similar to some items."""
         titles = _flag(titles, "titles")
         contract = yield from self._contract(context)
         config = yield from self._config(context, contract, self._related_model)
@@ -264,7 +264,7 @@ class Core(Generic[AnyTransport]):
         return answer.recommendation(named).items
 
     def _health(self, context: Context) -> Flow[Health]:
-        """Make one inference for somebody unknown; no retries."""
+        """Make one inference for an unknown user, without retries."""
         context.retry = NO_RETRY
         contract = yield from self._contract(context)
         begun = time.perf_counter()
@@ -273,7 +273,7 @@ class Core(Generic[AnyTransport]):
         return Health(contract.build_id, time.perf_counter() - begun)
 
     def _server_info(self, context: Context) -> Flow[ServerInfo]:
-        """Ask what the server is; nothing remembered is used."""
+        """Return the server's information, read again and not from the cache."""
         self._known = None
         contract = yield from self._contract(context)
         [(server, version)] = yield [Enquiry("server_metadata", context)]
@@ -304,7 +304,7 @@ class Core(Generic[AnyTransport]):
         return known[0]
 
     def _config(self, context: Context, contract: Contract, model: str) -> Flow[ModelConfig | None]:
-        """Return the configuration of a model beside the ensemble, or None if there is none."""
+        """Return the configuration of another model than the ensemble, or None if there is no such model."""
         configs = self._configs
         key = (contract.build_id, model)
         if key in configs:
@@ -312,7 +312,7 @@ class Core(Generic[AnyTransport]):
         found: ModelConfig | None = None
         with suppress(NotFound):
             [found] = yield [Enquiry("model_config", context, (model,))]
-        # Another thread may read the old dictionary, so it is never changed, only replaced.
+        # Other threads may read the old dictionary, so it is replaced instead of changed.
         self._configs = {**{old: kept for old, kept in configs.items() if old[0] == key[0]}, key: found}
         return found
 
@@ -335,7 +335,7 @@ class Core(Generic[AnyTransport]):
     def _named(
         self, context: Context, contract: Contract, answers: Sequence[Answer]
     ) -> Flow[Mapping[Id, str | None]]:
-        """Return the titles of all answered items; only those not remembered are asked for."""
+        """Return the titles of all answered items, requesting only those that are not cached."""
         wanted = dict.fromkeys(answers[0].ids if len(answers) == 1 else chain(*(one.ids for one in answers)))
         titles, missing = self._titles.find(contract.build_id, wanted)
         if not missing:
@@ -351,7 +351,7 @@ class Core(Generic[AnyTransport]):
     def _describe(
         self, context: Context, contract: Contract, name: str, values: Array
     ) -> Flow[list[tuple[Id, str] | None]]:
-        """Return id and title of each item, or None: not found, or the server has no such model."""
+        """Return id and title of each item, or None if it is not found or the server has no such model."""
         config = yield from self._config(context, contract, self._describe_model)
         if config is None or not len(values):
             return [None] * len(values)

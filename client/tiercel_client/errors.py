@@ -3,39 +3,40 @@
 ::
 
     ClientError
-    ├── InvalidInput        refused here, before anything was sent; also a ValueError
+    ├── InvalidInput        refused by the client before anything was sent; also a ValueError
     ├── Closed              the recommender was closed, or belongs to another event loop
-    ├── RequestRefused      the server will never answer this     (INVALID_ARGUMENT)
+    ├── RequestRefused      the server will never accept this     (INVALID_ARGUMENT)
     ├── NotAuthorised       the server wants other credentials    (UNAUTHENTICATED, PERMISSION_DENIED)
     ├── NotFound            the server has no such model          (NOT_FOUND)
-    ├── DeadlineExceeded    the time was up, here or in a queue   (DEADLINE_EXCEEDED, UNAVAILABLE)
+    ├── DeadlineExceeded    the deadline passed, here or queued   (DEADLINE_EXCEEDED, UNAVAILABLE)
     ├── ServerUnavailable   no server answered                    (UNAVAILABLE)
     ├── ServerFull          its queue is full                     (UNAVAILABLE, RESOURCE_EXHAUSTED)
-    ├── ServerFault         it failed at work on the request      (INTERNAL and the like)
-    └── ProtocolMismatch    what answers is no Tiercel that this client knows
+    ├── ServerFault         it failed during the request          (INTERNAL and others)
+    └── ProtocolMismatch    the peer is not a Tiercel, or a version that this client does not know
 
-A message says what was expected, what was received, and what to do. ``retryable`` says whether the same
-request may succeed a moment later: only after a refused connection, or in front of a full queue.
+A message says what was expected, what was received, and what to do. ``retryable`` says whether the request
+may succeed if it is repeated a moment later, which is the case if the connection was refused, the server was
+shutting down, or a queue was full.
 """
 
 from __future__ import annotations
 
 
 class ClientError(Exception):
-    """Base of every error that the client raises on purpose.
+    """Base class of all errors of the client.
 
     Parameters
     ----------
     message
         What was expected, what was received, what to do.
     status
-        Name of the gRPC status, if a server or the channel gave one.
+        Name of the gRPC status, if the server or the channel returned one.
     server_message
-        Its text, untouched.
+        The status message, unchanged.
     request_id
-        Id of the request, as the server's log has it.
+        Id of the request, as in the server's log.
     retryable
-        Whether a repeat can help; None is what the class says.
+        Whether a repeat can help; None is the class's default.
     """
 
     #: Whether a repeat can help.
@@ -59,7 +60,7 @@ class ClientError(Exception):
 
 
 class InvalidInput(ClientError, ValueError):
-    """An argument can never be answered; nothing was sent."""
+    """An argument is invalid; nothing was sent."""
 
 
 class Closed(ClientError):
@@ -67,11 +68,11 @@ class Closed(ClientError):
 
 
 class RequestRefused(ClientError):
-    """The server says that the request can never be answered, however often it is sent."""
+    """The server refused the request, and would refuse it again."""
 
 
 class NotAuthorised(ClientError):
-    """The server, or what stands before it, wants other credentials."""
+    """The server, or a proxy in front of it, wants other credentials."""
 
 
 class NotFound(ClientError):
@@ -79,7 +80,7 @@ class NotFound(ClientError):
 
 
 class DeadlineExceeded(ClientError):
-    """The time was up: in this process, on the wire, or in the server's queue."""
+    """The deadline passed in this process, on the wire, or in the server's queue."""
 
 
 class ServerUnavailable(ClientError):
@@ -87,14 +88,14 @@ class ServerUnavailable(ClientError):
 
 
 class ServerFull(ClientError):
-    """The server's queue is full; a moment later it may not be."""
+    """The server's queue is full; a later request may succeed."""
 
     retryable = True
 
 
 class ServerFault(ClientError):
-    """The server failed while it worked on the request."""
+    """The server failed while it processed the request."""
 
 
 class ProtocolMismatch(ClientError):
-    """What answers is not a Tiercel, or one that speaks otherwise than this client."""
+    """The peer is not a Tiercel server, or uses another protocol version than this client."""

@@ -1,4 +1,4 @@
-"""What an application may choose about calls: retries, TLS, keep-alive, timeouts, headers."""
+"""Options of calls: retries, TLS, keep-alive, timeouts, headers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ from typing import Any
 from .errors import ClientError, InvalidInput
 from .values import shown
 
-#: Seconds that a call may take, retries and titles included, if nothing else is said.
+#: Default timeout of a call in seconds, including retries and titles.
 DEFAULT_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """When and how often to repeat a request that a repeat can help.
+    """When and how often to repeat a failed request.
 
-    Only requests that reached no server and requests in front of a full queue are repeated; a
-    refused request, a fault and a passed deadline are not. No repeat begins that could not be
-    answered within the call's deadline.
+    A request is repeated only if it reached no server or if the server's queue was full. It is not repeated
+    after a refusal, a server fault or a passed deadline, nor if the delay would exceed the call's deadline.
 
     Parameters
     ----------
     attempts
-        How often a request is sent, at most; 1 is never again.
+        Maximum number of times that a request is sent; 1 never repeats it.
     first_delay_s
         Seconds before the first repeat; each further one waits ``factor`` times longer, up to
         ``max_delay_s``.
     jitter
-        Share of each delay that is random (0 to 1), so that clients do not come back all at once.
+        Share of each delay that is random (0 to 1), so that clients do not all retry at once.
     """
 
     attempts: int = 3
@@ -58,7 +57,7 @@ class Retry:
                 raise InvalidInput(f"Retry: {name}: expected {least} to {most}, got {shown(value)}")
 
     def delay(self, attempt: int, error: ClientError, remaining_s: float) -> float | None:
-        """Return how many seconds to wait after attempt number ``attempt`` failed; None is give up."""
+        """Return the seconds to wait after attempt number ``attempt`` (from 1) failed; None to give up."""
         if not error.retryable or attempt >= self.attempts:
             return None
         whole = min(self.max_delay_s, self.first_delay_s * self.factor ** (attempt - 1))
@@ -66,10 +65,10 @@ class Retry:
         return delay if delay < remaining_s else None
 
 
-#: The longest timeout in seconds; more than three years is a mistake.
+#: The longest timeout in seconds (about three years); a longer one must be a mistake.
 LONGEST_S = 1e8
 
-#: Send everything once.
+#: Never repeat a request.
 NO_RETRY = Retry(attempts=1)
 
 
@@ -80,11 +79,11 @@ class TLS:
     Parameters
     ----------
     root_certificates
-        PEM file of the authorities to trust; None is the ones that gRPC brings.
+        PEM file of the certificate authorities to trust; None uses gRPC's own.
     private_key, certificate_chain
-        PEM files of this client's own key and certificate, for a server that asks for them.
+        PEM files of the client's key and certificate, for servers that require them.
     server_name
-        The name to expect in the server's certificate, where it is not the one in the address.
+        The expected name in the server's certificate, if it differs from the one in the address.
     """
 
     root_certificates: str | PathLike[str] | None = None
@@ -97,7 +96,7 @@ class TLS:
             raise InvalidInput("TLS: expected private_key and certificate_chain together, got one of them")
 
     def read(self) -> dict[str, bytes | None]:
-        """Return the files' content as gRPC's credentials take it; InvalidInput if one can't be read."""
+        """Return the files' contents as arguments of gRPC's credentials; InvalidInput if reading fails."""
         names = ("root_certificates", "private_key", "certificate_chain")
         return {name: self._read(name) for name in names}
 
@@ -113,11 +112,11 @@ class TLS:
 
 @dataclass(frozen=True, slots=True)
 class KeepAlive:
-    """Pings on an idle connection, so that a dead one is noticed before the next request.
+    """Pings on an idle connection, to notice a dead one before the next request.
 
-    A server closes connections that ping more often than it allows; Triton's own limit is one ping
-    in five minutes without data, unless it was started with ``--grpc-http2-min-recv-ping-interval-
-    without-data`` and ``--grpc-http2-max-ping-strikes``.
+    A server closes connections that ping more often than it allows. Triton allows one ping in five minutes
+    without data, unless it was started with ``--grpc-http2-min-recv-ping-interval-without-data`` and
+    ``--grpc-http2-max-ping-strikes``.
 
     Parameters
     ----------
@@ -126,7 +125,7 @@ class KeepAlive:
     timeout_s
         Seconds to wait for its answer.
     without_calls
-        Whether to ping while no request is under way.
+        Whether to ping while no request is in flight.
     """
 
     time_s: float = 300.0
@@ -139,7 +138,7 @@ class KeepAlive:
 
 
 def seconds(value: Any, what: str) -> float:
-    """Return a number of seconds above 0 and at most `LONGEST_S`; InvalidInput if ``value`` is none."""
+    """Return the value as seconds; InvalidInput unless it is a number above 0, at most `LONGEST_S`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST_S:
         raise InvalidInput(
             f"{what}: expected a number of seconds above 0 and at most {LONGEST_S:.0e}, got {shown(value)}"
@@ -152,12 +151,14 @@ _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 def check_headers(headers: Any) -> dict[str, str | bytes]:
-    """Return request metadata as gRPC wants it: names in lower case, values in printable ASCII.
+    """Return request metadata as gRPC requires it: names in lower case, values in printable ASCII.
+
+    Values of names that end with ``-bin`` are ``bytes``.
 
     Raises
     ------
     InvalidInput
-        A name or a value can't travel. The message never shows a value: it may be a secret.
+        A name or a value can't be sent. The message never contains a value, which may be a secret.
     """
     if headers is None:
         return {}
@@ -182,7 +183,7 @@ def check_headers(headers: Any) -> dict[str, str | bytes]:
 
 
 def check_request_id(request_id: Any) -> str:
-    """Return a request id that can travel; InvalidInput if it can't."""
+    """Return a request id; InvalidInput unless it is non-empty text that UTF-8 can encode."""
     try:
         if isinstance(request_id, str) and request_id and request_id.encode():
             return request_id

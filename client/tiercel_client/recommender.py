@@ -21,7 +21,7 @@ class Recommender(Core[Transport]):
     """Asks a served Tiercel release for recommendations. Safe to use from several threads.
 
     Nothing is sent before the first call, which also reads the ensemble's configuration: its limits,
-    the types of its ids and its request columns. Make one and keep it: it keeps its connections.
+    the types of its ids and its request columns. Create one and reuse it, because it reuses its connections.
 
     Parameters
     ----------
@@ -30,37 +30,36 @@ class Recommender(Core[Transport]):
     model
         Name of the ensemble.
     explain_model
-        Name of the ensemble that explains; None is ``recommend_explain`` where ``model`` is
-        ``recommend``, ``recommend_explain_staged`` where it is ``recommend_staged``, and so on.
+        Name of the ensemble that explains. With None, it is ``recommend_explain`` for the model
+        ``recommend``, ``recommend_explain_staged`` for ``recommend_staged``, and so on.
     describe_model
-        Name of the model that knows the titles.
+        Name of the model that returns titles.
     related_model
-        Name of the model that knows which items are like others.
+        Name of the model that returns similar items.
     timeout_s
-        Deadline of each call in seconds: requests, retries and titles together.
+        Deadline of each call in seconds, including all requests, retries and titles.
     retry
-        When a request that a repeat can help is sent again.
+        When and how often to repeat failed requests; None uses the defaults of :class:`Retry`.
     headers
-        Metadata for every request, such as ``{"authorization": "Bearer …"}``. They travel in plain
+        Metadata for every request, such as ``{"authorization": "Bearer …"}``. They are sent in plain
         text unless ``tls`` is given.
     tls
         Options of an encrypted channel; None is plain text.
     keep_alive
-        Pings on an idle connection; None is no pings.
+        Pings on an idle connection; None sends no pings.
     max_concurrency
-        Requests of :meth:`recommend_many` under way at once.
+        Maximum number of concurrent requests of :meth:`recommend_many`.
     title_cache_size
-        Titles to remember, at most; 0 asks for them every time.
+        Maximum number of cached titles; 0 requests titles every time.
     refresh_s
-        Seconds after which the configuration is read again, so that a new release behind the same
-        address is noticed.
+        Seconds after which the configuration is read again, to notice a new release at the same address.
     transport
-        Used instead of a connection to ``url``: see :mod:`tiercel_client.testing`.
+        Used instead of a connection to ``url``; see :mod:`tiercel_client.testing`.
 
     Raises
     ------
     InvalidInput
-        An option can't be right.
+        An option is invalid.
 
     Examples
     --------
@@ -95,36 +94,36 @@ class Recommender(Core[Transport]):
         Parameters
         ----------
         user_id
-            Raw id; one that the server does not know is answered too. :data:`ANONYMOUS` for somebody
-            without one.
+            Raw id of the user, who may be unknown to the server. Use :data:`ANONYMOUS` for a user without
+            an id.
         k
-            How many items, at most; None is the server's default.
+            Maximum number of items; None is the server's default.
         exclude
             Raw ids of items that must not be recommended.
         include
-            Raw ids: nothing else may be recommended, and of these the best are found, however deep they lie.
-            None is everything, an empty list is nothing.
+            Raw ids of the only items that may be recommended. The search finds the best of these, however
+            low their scores. None allows every item, an empty list none.
         candidates
-            Raw ids of the items to rank: nothing is searched for. Those that are unknown, excluded, had
-            before or ruled out do not come, and of a repeated one only the first counts. Of more than the
-            recipe's number of candidates the best go on. Those of a user of whom nothing is known come by
+            Raw ids of items to rank instead of searching. Items that are unknown, excluded, seen or removed
+            by a rule are dropped, and so are repetitions. If there are more than the recipe's number of
+            candidates, only the best are kept. For a user without any known data, they are ordered by
             popularity.
         history
-            Raw ids of the items the user had to do with, oldest first, instead of what the store
-            knows; an empty list is an empty history, None is the store's.
+            Raw ids of the items that the user interacted with, oldest first, instead of the history in the
+            store. An empty list is an empty history; None uses the store's.
         features
-            Request column → value (or list of values); overrides the store. None and NaN are null.
+            Request column → value (or list of values), which overrides the store. None and NaN are null.
         allow_seen
-            Whether the user may get what the user already had: what the store knows, and ``history``. None
-            is as the recipe says. What is in ``exclude`` never comes.
+            Whether items in the user's history, in the store or in ``history``, may be recommended. None
+            uses the recipe's setting. Items in ``exclude`` are never recommended.
         titles
-            Whether to look the titles up.
+            Whether to look up the titles.
         timeout_s
             Deadline in seconds; None is the recommender's.
         request_id
-            For the server's log; None makes one.
+            Id for the server's log; None generates one.
         headers
-            Metadata of this call, over those of the recommender.
+            Metadata of this call, which overrides that of the recommender.
 
         Returns
         -------
@@ -134,9 +133,9 @@ class Recommender(Core[Transport]):
         Raises
         ------
         InvalidInput
-            An argument can't be answered; nothing was sent.
+            An argument is invalid; nothing was sent.
         ClientError
-            Its other subclasses: see :mod:`tiercel_client.errors`.
+            Any other failure; see :mod:`tiercel_client.errors` for the subclasses.
         """
         question = Question.of_one(user_id, k, exclude, history, features, allow_seen, include, candidates)
         context = self._context(timeout_s, request_id, headers)
@@ -160,26 +159,27 @@ class Recommender(Core[Transport]):
     ) -> list[Recommendation]:
         """Recommend items to several users.
 
-        Everything is checked before anything is sent. More users than the server takes at once are
-        split into several requests, at most ``max_concurrency`` of them under way at a time. If one
-        fails, the call fails with its error.
+        All arguments are checked before anything is sent. If there are more users than the server accepts
+        in one request, they are split into several requests, with at most ``max_concurrency`` of them in
+        flight. If one fails, the call fails with its error.
 
         Parameters
         ----------
         user_ids
-            Raw ids ``[n]``; an id may come twice.
+            Raw ids ``[n]``; an id may occur more than once.
         k
-            For all users, or for each (None is the server's default).
+            One number for all users, or one for each (None is the server's default).
         exclude, include, candidates, history
             One list (or None) for each user, as in :meth:`recommend`.
         features
             Request column → one value (or list of values) for each user.
         allow_seen
-            For all users, or for each (None is as the recipe says).
+            One value for all users, or one for each (None uses the recipe's setting).
         titles, request_id, headers
-            As in :meth:`recommend`; request number i has the id ``request_id/i``.
+            As in :meth:`recommend`. If there are several requests, number i (from 0) has the id
+            ``request_id/i``.
         timeout_s
-            Deadline in seconds of the whole call; None is the recommender's, once for every
+            Deadline in seconds of the whole call. None allows the recommender's timeout for every
             ``max_concurrency`` requests.
 
         Returns
@@ -211,7 +211,7 @@ class Recommender(Core[Transport]):
         request_id: str | None = None,
         headers: Headers | None = None,
     ) -> Explanation:
-        """Recommend items to one user and say what each stage did.
+        """Recommend items to one user and return what each stage did.
 
         Parameters
         ----------
@@ -223,7 +223,7 @@ class Recommender(Core[Transport]):
         Returns
         -------
         Explanation
-            The answer, every candidate with what became of it, and the stages' times.
+            The answer, the outcome of every candidate, and the times of the stages.
 
         Raises
         ------
@@ -252,7 +252,7 @@ class Recommender(Core[Transport]):
         request_id: str | None = None,
         headers: Headers | None = None,
     ) -> Why:
-        """Say why a user gets an item, or does not: where it fell, and what would have had to be otherwise.
+        """Return why a user gets an item or not: the stage that dropped it, and what it would have needed.
 
         Parameters
         ----------
@@ -271,7 +271,7 @@ class Recommender(Core[Transport]):
         Raises
         ------
         NotFound
-            The server has no ensemble that says so.
+            The server has no ensemble that explains single items.
         InvalidInput, ClientError
             As in :meth:`recommend`.
         """
@@ -290,23 +290,23 @@ class Recommender(Core[Transport]):
         request_id: str | None = None,
         headers: Headers | None = None,
     ) -> tuple[Item, ...]:
-        """Return the items that are most like some others, taken together.
+        """Return the items that are most similar to the given ones, taken together.
 
         Parameters
         ----------
         item_ids
-            A raw id, or several; those that the server does not know say nothing.
+            One raw id, or several; ids that the server does not know are ignored.
         k
-            How many items, at most; None is the server's default.
+            Maximum number of items; None is the server's default.
         exclude
-            Raw ids of items that must not come; the given ones never do.
+            Raw ids of items that must not be returned; the items in ``item_ids`` never are.
         titles, timeout_s, request_id, headers
             As in :meth:`recommend`.
 
         Returns
         -------
         tuple of Item
-            Most alike first; a score is how like, by the source that says so.
+            Most similar first; the score is the similarity that the source computes.
 
         Raises
         ------
@@ -319,9 +319,9 @@ class Recommender(Core[Transport]):
         return self._drive(self._related(context, item_ids, k, exclude, titles))
 
     def health(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> Health:
-        """Make one real inference, for somebody unknown, without retries.
+        """Make one real inference for an unknown user, without retries.
 
-        A server can call itself ready and not answer.
+        This finds servers that report to be ready but do not answer.
 
         Returns
         -------
@@ -331,22 +331,22 @@ class Recommender(Core[Transport]):
         Raises
         ------
         ClientError
-            It did not answer in time, or not rightly.
+            The server did not answer in time, or not correctly.
         """
         return self._drive(self._health(self._context(timeout_s, headers=headers)))
 
     def server_info(self, timeout_s: float | None = None, *, headers: Headers | None = None) -> ServerInfo:
-        """Return what answers at the address: server, release, limits, id types, request columns.
+        """Return information about the server: its version, release, limits, id types and request columns.
 
         Raises
         ------
         ClientError
-            It did not answer in time, or is no Tiercel.
+            The server did not answer in time, or does not serve a Tiercel release.
         """
         return self._drive(self._server_info(self._context(timeout_s, headers=headers)))
 
     def close(self) -> None:
-        """Close the connection; calls under way fail, and so do later ones."""
+        """Close the connections; calls in flight fail, and so do later ones."""
         if not self._closed:
             self._closed = True
             self._transport.close()
@@ -360,7 +360,7 @@ class Recommender(Core[Transport]):
         self.close()
 
     def _drive(self, flow: Flow[Result]) -> Result:
-        """Run a flow to its end: send what it yields, hand it the answers or the error."""
+        """Run a flow to its end: send the requests that it yields, and pass it the answers or the error."""
         step: Callable[[Any], Sequence[Call]] = flow.send
         outcome: Any = None
         try:

@@ -1,4 +1,4 @@
-"""Arguments → the tensors of one or several requests. Everything is checked before anything is sent."""
+"""From arguments to the tensors of one or several requests. All of them are checked before any is sent."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .results import Anonymous, RequestColumn
 from .values import Array, Place, convert_column, convert_ids, flatten, pack_ids, sequence, shown
 from .wire.moments import ticks
 
-#: What stands for a user without an id, by the dtype of user ids. No table and no store takes these as ids.
+#: dtype of user ids → the reserved id of anonymous users, which tables and stores refuse.
 ANONYMOUS_IDS: Mapping[str, int | bytes] = {"int64": -(2**63), "bytes": b"\x00anonymous"}
 
-#: From how many text ids on a request's lists travel packed: as a tensor each becomes an object at both ends.
+#: Lists with at least this many text ids are sent packed; unpacked, each id is a Python object on both sides.
 PACK_FROM = 32
 
 
@@ -28,9 +28,9 @@ _ARGUMENTS = {"exclude": EXCLUDE, "history": HISTORY, "include": INCLUDE, "candi
 
 
 class Question(NamedTuple):
-    """What was asked: one entry a user in each argument of ``recommend_many``, in the same order.
+    """The arguments of ``recommend_many``, each with one entry per user, in the same order.
 
-    ``single`` says that one user was asked, so that messages name no positions.
+    ``single`` says that the call was for one user, so that messages contain no positions.
     """
 
     users: Any
@@ -72,7 +72,7 @@ class Question(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One request: the users it asks for, as they were given, and its tensors (user axis first)."""
+    """One request: its users, as the caller gave them, and its tensors (user axis first)."""
 
     users: Sequence[Any]
     inputs: dict[str, Array]
@@ -81,13 +81,13 @@ class Part(NamedTuple):
 def build_requests(contract: Contract, question: Question) -> list[Part]:
     """Check a question and split it into requests of at most ``max_batch_size`` users, in their order.
 
-    A tensor that would say null for every user of a request is left out; what says which values are null, or
-    how long lists are, is sent only where some row needs it.
+    A tensor that is null for every user of a request is left out. Companion tensors, which hold the validity
+    of values or the lengths of lists, are sent only if some row needs them.
 
     Raises
     ------
     InvalidInput
-        Something can't be answered; the message names the argument and the position.
+        An argument is invalid; the message names the argument and the position.
     """
     users = sequence(question.users, "user_ids")
     count = len(users)
@@ -122,13 +122,13 @@ def _inputs(tensors: Sequence[_Scalars | _Lists]) -> dict[str, Array]:
 
 
 def build_k(contract: Contract, k: Any) -> int:
-    """Return how many items one user asks for; InvalidInput if that can't be."""
+    """Return the number of items for one user; InvalidInput if ``k`` is invalid."""
     made = _k(contract, Question([None], [k], single=True), 1)
     return contract.k_default if made is None else int(made.values[0])
 
 
 def related_inputs(contract: Contract, item_ids: Any, k: Any, exclude: Any) -> dict[str, Array]:
-    """Return the request for what is like some items; InvalidInput if it can't be answered."""
+    """Return the tensors of a request for similar items; InvalidInput if an argument is invalid."""
     given = [item_ids] if isinstance(item_ids, int | str) else list(sequence(item_ids, "item_ids"))
     if not 0 < len(given) <= contract.max_excluded:
         limit = f"1 to {contract.max_excluded} (max_excluded of {contract.model})"
@@ -141,12 +141,12 @@ def related_inputs(contract: Contract, item_ids: Any, k: Any, exclude: Any) -> d
 
 
 def canary(contract: Contract) -> dict[str, Array]:
-    """Return the smallest real request: one item for somebody unknown."""
+    """Return the tensors of the smallest real request: one item for an anonymous user."""
     return build_requests(contract, Question.of_one(Anonymous.ANONYMOUS, 1))[0].inputs
 
 
 def id_array(ids: Sequence[Any], dtype: str) -> Array:
-    """Return raw ids, as an answer held them, as an array ``[n]``."""
+    """Return raw ids from an answer as an array ``[n]``: int64, or objects that are ``bytes``."""
     if dtype == "bytes":
         out = np.empty(len(ids), np.object_)
         out[:] = [one.encode() for one in ids]
@@ -155,7 +155,7 @@ def id_array(ids: Sequence[Any], dtype: str) -> Array:
 
 
 class _Scalars(NamedTuple):
-    """One value a user: ``values [n]``, and which are real (None is all of them)."""
+    """One value per user: ``values [n]``, and which are valid (None if all are)."""
 
     name: str
     values: Array
@@ -178,7 +178,7 @@ class _Scalars(NamedTuple):
 
 
 class _Lists(NamedTuple):
-    """One list a user: all values one after another, and each user's length (-1 is null)."""
+    """One list per user: all values concatenated, and the length of each list (-1 is null)."""
 
     name: str
     companion: str
@@ -194,7 +194,7 @@ class _Lists(NamedTuple):
         lengths = self.lengths
         if (lengths < 0).all():
             return
-        width = max(1, int(lengths.max()))  # an empty list is one pad and the length 0
+        width = max(1, int(lengths.max()))  # an empty list is sent as one pad with length 0
         if (lengths == width).all():
             inputs[self.name] = self.flat.reshape(len(lengths), width)
             return
@@ -223,10 +223,10 @@ def _user_ids(contract: Contract, users: Sequence[Any] | Array, single: bool) ->
     dtype = contract.user_id_dtype
     stand_in = ANONYMOUS_IDS[dtype]
     if single and type(users[0]) is int and dtype == "int64" and users[0] != stand_in:
-        try:  # what most requests are, and a way on which little of NumPy's code has to be fetched
+        try:  # the most common request, on a path that avoids most of NumPy
             return _Scalars("user_id", np.ndarray(1, np.int64, users[0].to_bytes(8, byteorder, signed=True)))
         except OverflowError:
-            pass  # the other way says what is wrong
+            pass  # the general path raises the error
     place = _place("user_id" if single else "user_ids", single)
     meant = np.zeros(len(users), np.bool_)
     if not isinstance(users, np.ndarray):
@@ -270,7 +270,7 @@ def _allow_seen(contract: Contract, question: Question, count: int) -> _Scalars 
 
 
 def _for_each(given: Any, argument: str, count: int, single: bool) -> tuple[Sequence[Any] | Array, Place]:
-    """Return one value a user of an argument that may be one for all, and how messages call each."""
+    """Return one value per user for an argument that may be one for all, and its place in messages."""
     several = isinstance(given, list | tuple | np.ndarray) or hasattr(given, "to_numpy")
     values: Any = _each(sequence(given, argument), argument, count) if several else [given] * count
     return values, _place(argument, single or not several)
@@ -290,7 +290,7 @@ def _item_ids(
             f"(max_excluded of {contract.model}), got {int(lengths[worst])}"
         )
     if name == EXCLUDE:
-        lengths = np.where(lengths == 0, np.int32(-1), lengths)  # nothing to exclude is nothing to send
+        lengths = np.where(lengths == 0, np.int32(-1), lengths)  # an empty list need not be sent
     place = _inner_place(argument, lengths, single)
     if contract.item_id_dtype == "bytes" and len(flat) >= PACK_FROM and PACKED[name] in contract.inputs:
         packed = pack_ids(flat, lengths, place)
@@ -327,7 +327,7 @@ def _list_feature(column: RequestColumn, argument: str, rows: Any, single: bool)
 
 
 def _rows(given: Any, argument: str) -> Sequence[Any] | Array:
-    """Return one list a user; a two-dimensional array is one row a user."""
+    """Return one list per user; a two-dimensional array has one row per user."""
     if isinstance(given, np.ndarray) and given.ndim == 2:
         return list(given)
     return sequence(given, argument)

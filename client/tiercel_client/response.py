@@ -1,4 +1,4 @@
-"""The tensors of an answer → typed results. Nothing is believed: shapes, dtypes and ranges are checked."""
+"""From the tensors of an answer to typed results, with checks of shapes, dtypes and ranges."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ from .results import (
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
-#: What ``recommend`` answers.
+#: The outputs of ``recommend``.
 OUTPUTS = ("item_id", "score", "count", "status")
 
-#: What ``related`` answers.
+#: The outputs of ``related``.
 RELATED_OUTPUTS = ("item_id", "score", "count")
 
-#: What is asked of ``describe_items``.
+#: The outputs that are requested of ``describe_items``.
 DESCRIBE_OUTPUTS = ("item_id", "title", "found")
 
-#: ``filter_reason`` of a candidate that was kept, and of a slot without one.
+#: ``filter_reason`` of a candidate that was kept, and of an empty slot.
 KEPT, EMPTY_SLOT = 0, 1
 
 
 class Answer(NamedTuple):
-    """What one user was answered: one raw id, score and chance an item, best first, without titles.
+    """The answer for one user: raw ids, scores and propensities of the items, best first, without titles.
 
-    ``chances`` is None where nothing explores.
+    ``scores`` and ``chances`` may have further values after those of ``ids``. ``chances`` is None if the
+    server never explores.
     """
 
     user_id: Any
@@ -58,7 +59,7 @@ class Answer(NamedTuple):
     chances: Sequence[float] | None
 
     def recommendation(self, titles: Mapping[Id, str | None] | None = None) -> Recommendation:
-        """Return it as the application gets it; an id that ``titles`` lacks has no title."""
+        """Return the public form of the answer; ids that are not in ``titles`` have no title."""
         ids = self.ids
         items = zip(
             ids,
@@ -71,19 +72,19 @@ class Answer(NamedTuple):
         return Recommendation(self.user_id, self.status, tuple(map(_item, items)), self.request_id)
 
 
-#: Makes an Item of its five values, in C.
+#: Creates an Item from its five values in C, which is faster than its constructor.
 _item: Callable[[tuple[Any, ...]], Item] = partial(tuple.__new__, Item)
 
 
 def read_answers(contract: Contract, arrays: Arrays, users: Sequence[Any], request_id: str) -> list[Answer]:
     """Read ``recommend``'s outputs: ``item_id`` and ``score`` ``[B,k]``, ``count`` and ``status`` ``[B,1]``.
 
-    ``propensity [B,k]`` comes with them where something explores.
+    Ensembles that explore also return ``propensity [B,k]``.
 
     Raises
     ------
     ProtocolMismatch
-        They have another form.
+        An output is missing, or has an unexpected shape, dtype or range.
     """
     read = _Reader(contract.model, arrays, len(users))
     found = read.array("item_id", "O" if contract.item_id_dtype == "bytes" else "iu", (-1,))
@@ -106,9 +107,9 @@ def read_answers(contract: Contract, arrays: Arrays, users: Sequence[Any], reque
 
 
 def read_titles(model: str, arrays: Arrays, count: int, item_id_dtype: str) -> list[tuple[Id, str] | None]:
-    """Read what ``describe_items`` says of ``count`` items: id and title, or None if not found.
+    """Read the outputs of ``describe_items`` for ``count`` items: id and title, or None if not found.
 
-    Every tensor is ``[count]`` or ``[1, count]``. A title that is missing is an empty string.
+    Every tensor is ``[count]`` or ``[1, count]``. The title of an item without one is an empty string.
     """
     flat = {name: array.reshape(1, -1) for name, array in arrays.items()}
     read = _Reader(model, flat, 1)
@@ -122,14 +123,14 @@ def read_titles(model: str, arrays: Arrays, count: int, item_id_dtype: str) -> l
 
 
 def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: str) -> Explanation:
-    """Read the outputs of ``recommend_explain`` for one user; slots without a candidate are left out.
+    """Read the outputs of ``recommend_explain`` for one user; empty slots are left out.
 
-    What the items are called is not known yet: see :func:`described`.
+    The raw ids and titles of candidates and history are added later, by :func:`described`.
 
     Raises
     ------
     ProtocolMismatch
-        They have another form.
+        An output is missing, or has an unexpected shape, dtype or range.
     """
     [answer] = read_answers(contract, arrays, [user], request_id)
     read = _Reader(contract.model, arrays, 1)
@@ -190,14 +191,14 @@ def read_explained(contract: Contract, arrays: Arrays, user: Any, request_id: st
 
 
 def _text(texts: Sequence[str], code: int, what: str) -> str:
-    """Return what a code means; 1 is the first text."""
+    """Return the text of a code, which counts from 1."""
     return texts[code - 1] if 0 < code <= len(texts) else f"{what} {code}"
 
 
 def described(explained: Explanation, names: Mapping[int, tuple[Id, str]]) -> Explanation:
-    """Join what each stage did with what its items are called.
+    """Return the explanation with the raw ids and titles of its items, and candidates' final scores.
 
-    ``names`` is catalogue row → raw id and title; empty if the server can't describe items.
+    ``names`` is catalogue row → raw id and title; it is empty if the server can't describe items.
     """
     titles: dict[Id, str | None] = {item_id: title or None for item_id, title in names.values()}
     named = [item._replace(title=titles.get(item.item_id)) for item in explained.items]
@@ -216,12 +217,12 @@ def described(explained: Explanation, names: Mapping[int, tuple[Id, str]]) -> Ex
     return replace(explained, recommendation=answer, history=tuple(history), candidates=tuple(candidates))
 
 
-#: ``explain_reason``: rule number i has ``FIRST_RULE + i``, and in ``filter_reasons`` the code i + 3.
+#: Codes of ``explain_reason``. Rule i has the code ``FIRST_RULE + i``, and i + 3 in ``filter_reasons``.
 FOUND, UNKNOWN, EXCLUDED, HAD, NOT_ASKED, TOO_DEEP, FIRST_RULE = range(7)
 WITHDRAWN = -1
 _FIRST_FILTER = 3
 
-#: Reason → why an item is no candidate, and what would have had to be otherwise.
+#: Reason → why an item is not a candidate, and what it would have needed.
 _TEXTS: Mapping[int, tuple[str, str]] = {
     EXCLUDED: ("the request rules it out", "leave it out of exclude"),
     HAD: ("the user already had it", "allow_seen=True, in the request or the recipe"),
@@ -231,23 +232,24 @@ _TEXTS: Mapping[int, tuple[str, str]] = {
 
 
 def read_why(contract: Contract, explained: Explanation, arrays: Arrays, item_id: Id, k: int) -> Why:
-    """Read what became of one item.
+    """Return the outcome of one item.
 
     Parameters
     ----------
     contract
-        Of the ensemble.
+        The contract of the ensemble.
     explained
-        The answer with as many items as there may be.
+        The explanation of an answer with ``k_max`` items.
     arrays
-        The outputs that hold what is said of the item, ``[1, 1]`` each.
+        The outputs, among them ``explain_reason``, ``explain_place``, ``explain_score`` and
+        ``explain_detail``, ``[1, 1]`` each.
     item_id, k
-        The item, and how many items were asked for.
+        The item, and the number of items that the user asked for.
 
     Raises
     ------
     ProtocolMismatch
-        The outputs are not there, or hold something else.
+        One of these outputs is missing, or does not have one value.
     """
     code, place, score, detail = _said(contract, arrays)
     own = next((one for one in explained.candidates if one.item_id == item_id), None)
@@ -302,13 +304,13 @@ def _of_candidate(
 
 
 def _needed_of_ordering(explained: Explanation, own: Candidate, k: int) -> str:
-    """Return what would have had to be otherwise for one of the kept to be among the first k."""
+    """Return what one of the kept candidates would have needed to be among the first k."""
     if own.rank is None and own.reorder_reason is not None:
         return f"a step that does not find: {own.reorder_reason}"
     ways = []
     before = 1 + sum(_ahead(other, own) for other in explained.kept)
     if explained.status is not Status.UNKNOWN and before <= k:
-        # Scores stay with the places: a higher one is not what a step that placed others before it asks for.
+        # Its own score suffices, so a reorder step moved it down; a higher score might not help.
         ways.append(f"reorder steps that leave it at place {before}, where its own score puts it")
     elif len(explained.items) >= k:
         ways.append(f"a final score above {explained.items[k - 1].score:g}")
@@ -318,7 +320,7 @@ def _needed_of_ordering(explained: Explanation, own: Candidate, k: int) -> str:
 
 
 def _ahead(other: Candidate, own: Candidate) -> bool:
-    """Whether another candidate comes first by the scores that the reorder steps begin with."""
+    """Whether another candidate precedes it by the scores before any reorder step."""
     theirs, mine = (next(iter(one.rank_scores), one.retrieval_score) for one in (other, own))
     return theirs > mine or (theirs == mine and other.item_row < own.item_row)
 
@@ -343,7 +345,7 @@ def _too_deep(
 
 
 class _Reader:
-    """Takes checked arrays out of one model's answer for ``rows`` users."""
+    """Reads and checks the arrays of one model's answer for ``rows`` users."""
 
     def __init__(self, model: str, arrays: Arrays, rows: int) -> None:
         self.model, self.arrays, self.rows = model, arrays, rows
@@ -355,7 +357,7 @@ class _Reader:
         )
 
     def array(self, name: str, kinds: str, dims: Iterable[int]) -> Array:
-        """Return an output of one of the dtype kinds and of the shape ``[rows, *dims]``; -1 is any."""
+        """Return an output; check its dtype's kind and its shape ``[rows, *dims]``, where -1 is any size."""
         array = self.arrays.get(name)
         if array is None:
             raise self.wrong(f"expected the output {name!r}, got {', '.join(self.arrays) or 'nothing'}")
@@ -365,14 +367,14 @@ class _Reader:
         raise self.wrong(f"{name}: expected shape {shape}, got {array.dtype} {came}")
 
     def within(self, name: str, least: int, most: int | None) -> list[int]:
-        """Return an output ``[rows, 1]`` of whole numbers in a range."""
+        """Return an integer output ``[rows, 1]`` as a list; check its range."""
         values: list[int] = self.array(name, "iu", (1,))[:, 0].tolist()
         if values and (min(values) < least or (most is not None and max(values) > most)):
             raise self.wrong(f"{name}: expected {least} to {most}, got {values}")
         return values
 
     def ids(self, ids: Sequence[Any]) -> Sequence[Id]:
-        """Return raw ids as the application knows them: text is what it means in UTF-8."""
+        """Return raw ids as the application knows them, with text decoded from UTF-8."""
         if not ids or not isinstance(ids[0], bytes):
             return ids
         try:

@@ -1,4 +1,4 @@
-"""What the recommender answers."""
+"""The typed results of a recommender."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Anonymous(Enum):
         return "ANONYMOUS"
 
 
-#: A user id for somebody without one: never in the store, so that only the features, the history and
-#: the exclusions of the request count.
+#: The user id of a user without one. The store never has it, so only the request's own features, history and
+#: other arguments count.
 ANONYMOUS: Final = Anonymous.ANONYMOUS
 
 
@@ -33,7 +33,7 @@ class Status(str, Enum):
     UNKNOWN = "unknown"
 
 
-#: Code on the wire → status.
+#: The statuses by their code on the wire.
 STATUSES = (Status.KNOWN, Status.UNKNOWN_WITH_FEATURES, Status.UNKNOWN)
 
 
@@ -45,13 +45,13 @@ class Item(NamedTuple):
     item_id
         Its raw id.
     score
-        Its final score; only the order within one answer means something.
+        Its final score, which is comparable only within one answer.
     title
-        What people call it, or None: not asked for, or the server has none.
+        Its title; None if titles were not requested or the server has none.
     rank
-        Its place in the answer, from 1.
+        Its position in the answer, from 1.
     propensity
-        With which chance it stands there; 1 where nothing was drawn, None if the server never explores.
+        The probability of its position; 1 if nothing was sampled, None if the server never explores.
     """
 
     item_id: Id
@@ -61,7 +61,7 @@ class Item(NamedTuple):
     propensity: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form, without a propensity that nobody speaks of."""
+        """Return a JSON form, without the propensity if it is None."""
         document = self._asdict()
         return document if self.propensity is not None else {k: document[k] for k in self._fields[:-1]}
 
@@ -73,13 +73,13 @@ class Recommendation:
     Parameters
     ----------
     user_id
-        As it was asked; None if it was :data:`ANONYMOUS`.
+        As in the call; None for :data:`ANONYMOUS`.
     status
         What the server knows of the user.
     items
-        Best first; fewer than k if no more are left, and that is an answer and not an error.
+        Best first. There are fewer than k if no more are available, which is not an error.
     request_id
-        Id of the request that carried it; two answers are equal without it.
+        Id of the request that returned it; ignored when answers are compared.
     """
 
     user_id: Id | None
@@ -89,7 +89,7 @@ class Recommendation:
 
     @property
     def count(self) -> int:
-        """How many items there are."""
+        """The number of items."""
         return len(self.items)
 
     @property
@@ -116,7 +116,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class HistoryItem:
-    """One item of the history that the models saw."""
+    """One item of the history that the models received."""
 
     item_row: int
     item_id: Id | None
@@ -125,32 +125,33 @@ class HistoryItem:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What became of one candidate.
+    """The outcome of one candidate.
 
     Parameters
     ----------
     position
-        Its place after retrieval, from 1.
+        Its position after retrieval, from 1.
     item_row
         Its catalogue row.
     item_id, title
-        What people call it; None if the server has no ``describe_items``.
+        Its raw id and title; None if the server has no model ``describe_items``.
     retrieval_score
-        On the scale of the first source that scores any item; an unknown user's is the fallback's own.
+        Its score on the scale of the first source that can score any item; for an unknown user, the score of
+        the fallback.
     source
         Name of the retrieval source that found it.
     reason
         Why filtering kept or dropped it, in words.
     kept
-        Whether it went on to the ranker.
+        Whether it passed filtering, and reached the ranker if there is one.
     rank_scores
-        One score a ranker task; empty if it was dropped, or there is no ranker.
+        One score per ranker task; empty if it was dropped, or there is no ranker.
     task_scores
-        The same by the tasks' names; empty if they have none.
+        Task name → score; empty if the tasks have no names.
     score, rank
-        Its final score and place (from 1) in the answer; None if it is not in it.
+        Its final score and position (from 1) in the answer; None if it is not in it.
     reorder_reason
-        Why a reorder step moved or dropped it, in words; None if no step did, or none gives reasons.
+        Why a reorder step moved or dropped it, in words; None if no step did, or gives no reasons.
     """
 
     position: int
@@ -177,14 +178,14 @@ class Explanation:
     recommendation
         The answer.
     history
-        What the models saw of the history, oldest first.
+        The history that the models received, oldest first.
     candidates
-        Everything that retrieval found, in its order, with what became of it.
+        All candidates of retrieval, in its order, with their outcomes.
     stages
         Names of the served stages, in order.
     times_us
-        Stage → microseconds it took for the Triton batch that this request was in. A stage that
-        Triton runs by itself (an engine in its own backend) is missing.
+        Stage → microseconds that it took for this request's Triton batch. A stage that runs in one of
+        Triton's own backends is missing.
     """
 
     recommendation: Recommendation
@@ -195,7 +196,7 @@ class Explanation:
 
     @property
     def user_id(self) -> Id | None:
-        """The user that was asked for."""
+        """The user's raw id, or None."""
         return self.recommendation.user_id
 
     @property
@@ -210,12 +211,12 @@ class Explanation:
 
     @property
     def kept(self) -> tuple[Candidate, ...]:
-        """The candidates that reached the ranker, in order of retrieval."""
+        """The candidates that passed filtering, in order of retrieval."""
         return tuple(candidate for candidate in self.candidates if candidate.kept)
 
     @property
     def dropped(self) -> tuple[Candidate, ...]:
-        """The candidates that did not, in order of retrieval."""
+        """The candidates that filtering dropped, in order of retrieval."""
         return tuple(candidate for candidate in self.candidates if not candidate.kept)
 
     def to_json(self) -> dict[str, Any]:
@@ -231,23 +232,24 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """What became of one item for one user, and what would have had to be otherwise.
+    """The outcome of one item for one user, and what it would have needed to pass.
 
     Parameters
     ----------
     user_id, item_id, title
-        Who and what.
+        The user and the item.
     stage
-        Where it fell: ``catalogue``, ``retrieval``, ``filtering`` or ``ordering``; ``answer`` if it is in it.
+        The stage that dropped it, ``catalogue``, ``retrieval``, ``filtering`` or ``ordering``; ``answer`` if
+        it is in the answer.
     reason
-        Why, in words.
+        The reason, in words.
     rank, score
-        Its place (from 1) and score there, None where it has none: in ``answer`` and ``ordering`` the final
-        ones, in ``filtering`` those of retrieval, in ``retrieval`` the ones it would have had.
+        Its position (from 1) and score at this stage, or None. For ``answer`` and ``ordering`` they are the
+        final ones, for ``filtering`` those of retrieval, and for ``retrieval`` those that it would have had.
     needed
-        What would have had to be otherwise for it to go on, in words; nothing if it is in the answer.
+        What it would have needed to pass this stage, in words; empty if it is in the answer.
     seen
-        What the rule that it failed saw: column → value.
+        Column → value that was read by the rule which it failed.
     """
 
     user_id: Id | None
@@ -267,14 +269,14 @@ class Why:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A canary inference that was answered.
+    """The result of a canary inference.
 
     Parameters
     ----------
     build_id
         The release that answered.
     latency_s
-        Seconds from the call to the answer, of the inference alone.
+        Seconds that the inference alone took, as the client measured.
     """
 
     build_id: str
@@ -294,13 +296,13 @@ class RequestColumn:
     is_list
         Whether a user has a list of values.
     part
-        ``user`` (overrides the store) or ``context`` (of this request alone).
+        ``user`` (overrides the store) or ``context`` (only in requests).
     tensor, companion
-        The request's tensor that carries the values, and the one that says how long each list is, or which
-        values are real; None for a float, whose null is NaN. The release names them; a fake by itself.
+        The request tensor with the values, and the one with the lengths of lists or the validity of scalars;
+        None for float scalars, whose null is NaN. The release names them; a fake names them itself.
     unit
-        Of a time, what its int64 values count since 1970-01-01 UTC: ``s``, ``ms``, ``us`` or ``ns``. Dates,
-        times and ISO 8601 text are converted to it, rounded down.
+        For times, the unit in which the int64 values count since 1970-01-01 UTC: ``s``, ``ms``, ``us`` or
+        ``ns``. Dates, times and ISO 8601 text are converted to it, rounded down.
     """
 
     name: str
@@ -314,7 +316,7 @@ class RequestColumn:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What answers at the address.
+    """Information about a server and its release.
 
     Parameters
     ----------
@@ -327,13 +329,13 @@ class ServerInfo:
     build_id
         Its release.
     max_batch_size
-        Users in one request, at most; ``recommend_many`` splits by itself.
+        Maximum number of users in one request; ``recommend_many`` splits larger calls.
     k_default, k_max
-        How many items an answer has if nothing is said, and at most.
+        Default and maximum number of items in an answer.
     max_excluded
-        Length of ``exclude``, ``include``, ``candidates`` and ``history``, at most.
+        Maximum length of ``exclude``, ``include``, ``candidates`` and ``history``.
     allow_seen
-        Whether users get again what they already had, if nothing is said.
+        Whether seen items may be recommended by default.
     user_id_dtype, item_id_dtype
         ``int64`` or ``bytes`` (text).
     sources, stages
@@ -341,11 +343,11 @@ class ServerInfo:
     filter_reasons
         Code → why filtering kept or dropped a candidate.
     reorder_reasons
-        Why reorder steps move or drop candidates.
+        Reasons for which reorder steps move or drop candidates, in the order of their codes (from 1).
     request_columns
-        What ``features`` may hold.
+        The columns that ``features`` may contain.
     task_names
-        What the ranker's scores are called; empty if they have no names.
+        Names of the ranker's scores; empty if they have none.
     """
 
     server: str

@@ -1,4 +1,4 @@
-"""Titles of items that were asked for before."""
+"""A cache of item titles."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Titles = Mapping[Id, str | None]
 
 
 class TitleCache:
-    """Titles of one release, ``size`` of them at most. Safe to use from several threads.
+    """Titles of one release, at most ``size`` of them. Safe to use from several threads.
 
-    They lie in two dictionaries which nothing is ever taken from, so that whoever reads one needs no lock.
-    When the young one is as large as half of the size, it becomes the old one, and what that held is
-    forgotten; what is found in the old one is young again.
+    They are stored in two dictionaries from which no entry is ever removed, so that readers need no lock.
+    When the young dictionary holds half of the size, it replaces the old one, whose entries are dropped.
+    Titles that are found in the old dictionary are added to the young one again.
     """
 
     def __init__(self, size: int) -> None:
@@ -24,11 +24,11 @@ class TitleCache:
         self._lock = Lock()
 
     def find(self, build_id: str, ids: Mapping[Id, object]) -> tuple[Titles, list[Id]]:
-        """Return the titles that are remembered, others perhaps among them; and which of the ids are not."""
+        """Return the cached titles, perhaps with those of other items, and the ids that are not cached."""
         release, young, old = self._kept
         if release != build_id:
             return {}, list(ids)
-        if young.keys() >= ids.keys():  # what most answers are
+        if young.keys() >= ids.keys():  # the most common case
             return young, []
         again = {one: old[one] for one in ids if one not in young and one in old}
         self.remember(build_id, again)
@@ -36,7 +36,7 @@ class TitleCache:
         return found, [one for one in ids if one not in found]
 
     def remember(self, build_id: str, found: Titles) -> None:
-        """Remember titles, and forget the oldest beyond the size."""
+        """Add titles, and drop the oldest beyond the size."""
         if not self._half:
             return
         with self._lock:

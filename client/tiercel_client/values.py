@@ -1,7 +1,7 @@
-"""Python values → tensors: every check of a value is here, and every message about one.
+"""From Python values to tensors, with all checks of values and the messages about them.
 
-Whole sequences are converted at once. Only a sequence that fails, or one that mixes types, is looked
-at value by value, to say which one it is.
+Sequences are converted as a whole. Only a sequence that fails, or that mixes types, is converted value by
+value, to find the invalid one.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ from .errors import InvalidInput
 
 Array = npt.NDArray[Any]
 
-#: Says in words which value is meant, from its position: ``exclude[3][0]``.
+#: Position of a value → its name in messages, such as ``exclude[3][0]``.
 Place = Callable[[int], str]
 
-#: From here on a float64 stands for more than one whole number.
+#: From this magnitude on, a float64 may represent several integers.
 _EXACT = 2**53
 
 _KINDS = {"bool": "True or False", "int64": "a whole number", "int32": "a whole number", "bytes": "a string"}
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: type and a short form."""
+    """Return a value as text for a message: its type and a shortened repr."""
     try:
         text = reprlib.repr(value)
-    except Exception:  # such as a number with more digits than Python will print
+    except Exception:  # for example, an integer with more digits than Python converts to text
         return type(value).__name__
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def sequence(values: object, what: str, *, unordered: bool = False) -> Sequence[Any] | Array:
-    """Return the values as a list, a tuple or a one-dimensional array; a set will do if ``unordered``.
+    """Return the values as a list, a tuple or a one-dimensional array; sets are allowed if ``unordered``.
 
     Raises
     ------
     InvalidInput
-        They are text, a mapping, or no iterable at all; the message calls them ``what``.
+        They are text, a mapping or not iterable, or an array of other than one dimension; the message calls
+        them ``what``.
     """
     if isinstance(values, list | tuple):
         return values
-    if hasattr(values, "to_pylist"):  # pyarrow's, which makes no array of text, nor of integers beside nulls
+    if hasattr(values, "to_pylist"):  # pyarrow, which can't convert text or integers with nulls to arrays
         values = values.to_pylist()
     elif not isinstance(values, np.ndarray) and hasattr(values, "to_numpy"):
         values = values.to_numpy()
@@ -70,7 +71,7 @@ def convert_ids(values: Sequence[Any] | Array, dtype: str, place: Place) -> Arra
     Raises
     ------
     InvalidInput
-        An id is of the other type, null, a bool, out of range, or text with half a surrogate pair.
+        An id is of the wrong type, null, a bool, out of range, or text with a lone surrogate.
     """
     if dtype == "bytes":
         return _texts(values, place, nullable=False)[0]
@@ -80,20 +81,20 @@ def convert_ids(values: Sequence[Any] | Array, dtype: str, place: Place) -> Arra
 def pack_ids(
     values: Sequence[Any] | Array, lengths: npt.NDArray[np.int32], place: Place
 ) -> npt.NDArray[np.object_] | None:
-    """Return lists of text ids, one element of bytes a list ``[B]``: int32 n, then n ids, a NUL behind each.
+    """Return lists of text ids packed as one ``bytes`` each ``[B]``: int32 n, then n ids, each with a NUL.
 
     Parameters
     ----------
     values
-        The ids of all lists, one list after another.
+        The ids of all lists, concatenated.
     lengths
-        ``[B]`` how many each list has; -1 is a null list, which becomes an element without a byte.
+        ``[B]`` the length of each list; -1 is a null list, which becomes empty ``bytes``.
     place
-        Says which value is meant.
+        Names a value in messages.
 
     Returns
     -------
-    None if an id holds a NUL: such ids cannot be packed.
+    ``[B]`` objects, or None if an id contains a NUL, which can't be packed. The count is little-endian.
 
     Raises
     ------
@@ -103,12 +104,12 @@ def pack_ids(
     lists = _split(_listed(values), lengths)
     try:
         texts = ["\0".join(own).encode() for own in lists]
-    except (TypeError, UnicodeEncodeError):  # bytes among them, what is no text, or what UTF-8 can't write
+    except (TypeError, UnicodeEncodeError):  # some are bytes, not text, or not encodable as UTF-8
         lists = _split(_texts(values, place, nullable=False)[0].tolist(), lengths)
         texts = [b"\0".join(own) for own in lists]
     packed = np.full(len(lengths), b"", np.object_)
     for row, (count, text) in enumerate(zip(lengths.tolist(), texts, strict=True)):
-        # Counted by NumPy, which is several times quicker than bytes.count where there are many.
+        # NumPy counts several times faster than bytes.count if there are many NULs.
         if count > 0 and len(text) - np.count_nonzero(np.frombuffer(text, np.uint8)) != count - 1:
             return None
         if count >= 0:
@@ -117,9 +118,9 @@ def pack_ids(
 
 
 def _split(values: Sequence[Any], lengths: npt.NDArray[np.int32]) -> list[Sequence[Any]]:
-    """Return each list of those that lie one after another; null ones (-1) are empty."""
+    """Return each of the concatenated lists; null ones (-1) are empty."""
     if len(lengths) == 1:
-        return [values]  # a slice would touch each of its objects
+        return [values]  # a slice would copy it, and count a reference to each object
     ends = np.cumsum(lengths.clip(0)).tolist()
     return [values[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
@@ -127,9 +128,9 @@ def _split(values: Sequence[Any], lengths: npt.NDArray[np.int32]) -> list[Sequen
 def convert_column(
     values: Sequence[Any] | Array, dtype: str, place: Place, *, nullable: bool
 ) -> tuple[Array, Array | None]:
-    """Return a feature's values ``[n]`` and which of them are real (bool ``[n]``; None is all).
+    """Return a feature's values ``[n]`` and which are valid (bool ``[n]``; None if all are).
 
-    None and NaN are null. Floats carry their nulls as NaN and have no mask.
+    None and NaN are null. In float columns, nulls are NaN and there is no mask.
 
     Raises
     ------
@@ -146,7 +147,7 @@ def convert_column(
     return _integers(values, dtype, place, nullable=nullable)
 
 
-#: The types of ``pandas.NA`` and ``pandas.NaT``, which is no package of the client.
+#: Type names of ``pandas.NA`` and ``pandas.NaT``; the client does not depend on pandas.
 _NULLS = ("NAType", "NaTType")
 
 
@@ -162,7 +163,7 @@ def _kinds(values: Sequence[Any] | Array) -> set[type]:
 
 
 def _listed(values: Sequence[Any] | Array) -> Sequence[Any]:
-    """Return the values as Python's own; times stay what they are, so that they can be refused."""
+    """Return the values as Python objects; times stay NumPy's, so that they can be refused."""
     if isinstance(values, np.ndarray):
         return list(values) if values.dtype.kind in "mM" else values.tolist()
     return values
@@ -191,7 +192,7 @@ def _whole_numbers(
         try:
             return np.array(values, np.int64), None
         except OverflowError:
-            pass  # the slow way finds which one it is
+            pass  # converted one by one below, to find the value
     whole, valid = _one_by_one(values, np.zeros(len(values), np.int64), _whole, place, nullable)
     return whole, valid
 
@@ -199,7 +200,7 @@ def _whole_numbers(
 def _one_by_one(
     values: Sequence[Any], out: Array, convert: Callable[..., Any], place: Place, nullable: bool
 ) -> tuple[Array, Array | None]:
-    """Fill ``out`` with the converted values, and return it with which of them are real."""
+    """Fill ``out`` with the converted values, and return it with which are valid (None if all)."""
     valid = np.ones(len(values), np.bool_)
     for position, value in enumerate(values):
         if nullable and is_null(value):
@@ -210,8 +211,8 @@ def _one_by_one(
 
 
 def _whole(value: object, place: Place, position: int, feature: bool) -> int:
-    """Return one value as an int; a feature may be a float without a fraction, as pandas makes them."""
-    # NumPy counts its durations among the integers.
+    """Return one value as an int; a feature may be a whole float, which pandas makes of integers."""
+    # numpy.timedelta64 is a subclass of numpy.integer.
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
     if not whole and not (feature and isinstance(value, float | np.floating) and value.is_integer()):
         raise _wrong_type(place(position), "int64", value)
@@ -289,7 +290,7 @@ def _texts(values: Sequence[Any] | Array, place: Place, *, nullable: bool) -> tu
         try:
             out[:] = [value.encode() for value in values]
         except UnicodeEncodeError:
-            pass  # the slow way finds which one it is
+            pass  # converted one by one below, to find the value
         else:
             return out, None
     return _one_by_one(values, out, _text, place, nullable)
@@ -331,9 +332,9 @@ def _out_of_range(where: str, number: int, dtype: str) -> InvalidInput:
 def flatten(
     rows: Sequence[Any] | Array, what: Place, *, unordered: bool = False
 ) -> tuple[Sequence[Any] | Array, npt.NDArray[np.int32]]:
-    """Return all values of all rows one after another, and each row's length (-1 is a null row).
+    """Return the concatenated values of all rows, and the length of each row (-1 is a null row).
 
-    ``what`` says in words which row is meant; a set will do for a row if ``unordered``.
+    ``what`` names a row in messages; sets are allowed as rows if ``unordered``.
     """
     lists: list[Sequence[Any] | Array] = []
     lengths = np.empty(len(rows), np.int32)

@@ -8,7 +8,7 @@
         │   └── UnsupportedOperator one of its operators can't be compiled exactly
         └── ExportInputError        items, users, interactions, vectors or modules do not fit
 
-A message says the part, what was expected, what came, and what to do.
+A message names the part and says what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tiercel_serving.errors import TiercelError
 
 
 class ExportError(TiercelError):
-    """Base of every error while a release is built or verified."""
+    """Base class of all errors while a release is built or verified."""
 
 
 class WorkflowError(ExportError):
@@ -32,9 +32,9 @@ class UnsupportedOperator(WorkflowError):
     operator
         Its class name.
     column
-        The column it is applied to.
+        The column that it is applied to.
     reason
-        Why the compiled program could not equal it.
+        Why no compiled program can equal it.
     remedy
         What to do instead.
     """

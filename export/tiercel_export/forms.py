@@ -1,8 +1,8 @@
-"""Served forms: what a source needs from its retrieval model, by source in ``build_release``.
+"""Served forms: what a retrieval model provides for its source, given to ``build_release`` by source.
 
-A form has the name that the kinds of source that take it give as their ``form``
-(:class:`tiercel_serving.sources.table.SourceKind`). A model that turns a user into a query also brings a
-torch module, which becomes the stage ``query_<source>``.
+A kind of source accepts the form whose name is its ``form``
+(:class:`tiercel_serving.sources.table.SourceKind`). A form that turns a user into a query also has a dense
+model, which becomes the stage ``query_<source>``.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ItemTensors:
-    """The catalogue as an item module sees it.
+    """The tensors of a catalogue that an item module may take.
 
     Parameters
     ----------
     size
-        I.
+        The number of items I.
     specs
-        Its tensors by name; their dims are those of one item.
+        Name → spec of a tensor; the dims are those of one item.
     packed
-        ``[I, …]`` by the same names.
+        Name → that tensor, ``[I, …]``.
     """
 
     size: int
@@ -47,16 +47,16 @@ class ItemTensors:
 
 @dataclass(frozen=True)
 class FormArrays:
-    """A served form, made for a catalogue.
+    """The arrays of a served form for a catalogue.
 
     Parameters
     ----------
     arrays
-        What :attr:`~tiercel_serving.sources.table.Material.form` holds.
+        The contents of :attr:`~tiercel_serving.sources.table.Material.form`.
     dimension
-        The D that its query module must give; None is any.
+        The dimension D that its query module must return; None allows any.
     stand_ins
-        ``[Q, D]`` vectors that may stand for queries where no user is known.
+        ``[Q, D]`` vectors to use in place of queries if there are no users.
     """
 
     arrays: Mapping[str, Any]
@@ -66,7 +66,7 @@ class FormArrays:
 
 @runtime_checkable
 class ServedForm(Protocol):
-    """What a retrieval model leaves for its source."""
+    """What a retrieval model provides for its source."""
 
     @property
     def form(self) -> str:
@@ -75,7 +75,7 @@ class ServedForm(Protocol):
 
     @property
     def query(self) -> DenseGiven | None:
-        """The model that makes a user's query from user tensors; None for a form without."""
+        """The model that computes a user's query from user tensors; None for a form without queries."""
         ...
 
     def make(self, items: ItemTensors, what: str) -> FormArrays:
@@ -86,7 +86,7 @@ class ServedForm(Protocol):
         items
             The catalogue.
         what
-            What the caller calls the form, for messages.
+            The caller's name for the form, for messages.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class ServedForm(Protocol):
 
 @runtime_checkable
 class HasItems(Protocol):
-    """A form of item vectors: they, or the module that makes them."""
+    """A form with item vectors, or with the module that computes them."""
 
     @property
     def items(self) -> Any:
@@ -108,19 +108,19 @@ class HasItems(Protocol):
 
 @dataclass(frozen=True)
 class Vectors:
-    """Queries and item vectors: the items nearest to a query are candidates.
+    """Queries and item vectors; the candidates are the items nearest to a query.
 
     Parameters
     ----------
     query
-        Torch module; the parameters of its ``forward`` are named after the tensors it takes: of
+        Torch module whose ``forward`` parameters are named after the tensors it takes, any of
         ``user_cat [B, C]`` int64, ``user_num [B, F]`` float32, ``user_list_<column> [B, L]``,
-        ``history_row [B, L]``, ``history_cat [B, L, H]`` int64 and ``history_length [B, 1]`` int32. Gives
-        ``[B, D]`` float32. Or the path of an ONNX file (or an ``onnx.ModelProto``) whose inputs have those
-        names.
+        ``history_row [B, L]`` int64, ``history_cat [B, L, H]`` int64 and ``history_length [B, 1]`` int32. It
+        returns ``[B, D]`` float32. Or the path of an ONNX file (or an ``onnx.ModelProto``) whose inputs have
+        those names.
     items
-        ``[I, D]`` float32 in the order of the item table, or a torch module or ONNX file that makes them from
-        ``item_cat [B, C]``, ``item_num [B, F]`` and ``item_list_<column> [B, L]``.
+        ``[I, D]`` float32 in the order of the item table, or a torch module or ONNX model that computes them
+        from ``item_cat [B, C]`` int64, ``item_num [B, F]`` float32 and ``item_list_<column> [B, L]``.
     index
         A FAISS index over these vectors (position = row of the item table), used instead of building one.
     """
@@ -149,7 +149,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class ItemWeights:
-    """What the items of a history weigh for others: a sparse matrix item × item, in CSR.
+    """Weights from the items of a history to other items: a sparse item × item matrix, in CSR.
 
     Parameters
     ----------
@@ -157,10 +157,11 @@ class ItemWeights:
         ``[J + 1]`` int64, ``[n]`` int32 and ``[n]`` float32. Row j holds the weights of item j for the items
         ``columns``; a user's score of an item is the sum over the history.
     categories
-        ``[J]`` the category of each row's item in the categorical column ``column``: a catalogue is then
-        matched by that, and its new items have no weights. None: the rows are those of the item table.
+        ``[J]`` the category id of each row's item in the categorical column ``column``, by which the rows are
+        matched to the items of a catalogue; unmatched items have no weights. With None, the rows are those of
+        the item table.
     column
-        The place of that column in ``item_cat [I, C]``.
+        The position of that column in ``item_cat [I, C]``.
     """
 
     form: ClassVar[str] = "item weights"
@@ -173,7 +174,7 @@ class ItemWeights:
 
     @property
     def query(self) -> None:
-        """There is none: the history is what it is applied to."""
+        """None, because the matrix is applied to the history."""
         return
 
     def make(self, items: ItemTensors, what: str) -> FormArrays:
@@ -203,15 +204,14 @@ class ItemWeights:
 
 @dataclass(frozen=True)
 class UserNeighbours:
-    """Who had what, in which the users most like a history are looked for.
+    """Histories of users, in which the users most similar to a history are found.
 
     Parameters
     ----------
     arrays
-        What :class:`tiercel_serving.sources.user_neighbours.UserNeighbours` takes, over J items.
+        The arrays of :class:`tiercel_serving.sources.user_neighbours.UserNeighbours`, over J items.
     categories, column
-        ``[J]`` which item is which, and the place of that column in ``item_cat [I, C]``: a catalogue is
-        matched by that, and nobody had its new items. None: the items are those of the item table.
+        As for :class:`ItemWeights`; unmatched items of a catalogue are in no history.
     """
 
     form: ClassVar[str] = "user neighbours"
@@ -222,7 +222,7 @@ class UserNeighbours:
 
     @property
     def query(self) -> None:
-        """There is none: the history is what neighbours are found by."""
+        """None, because neighbours are found by the history."""
         return
 
     def make(self, items: ItemTensors, what: str) -> FormArrays:
@@ -258,7 +258,7 @@ class UserNeighbours:
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists of items, of which a user's query chooses the one with the nearest key.
+    """Lists of items; a user's query selects the list with the nearest key.
 
     Parameters
     ----------
@@ -268,8 +268,7 @@ class Lists:
         ``keys [C, D]`` float32, and lists over J items: ``offsets [C + 1]`` int64, ``rows [n]`` int32 and
         ``scores [n]`` float32.
     categories, column
-        ``[J]`` which item is which, and the place of that column in ``item_cat [I, C]``: a catalogue is
-        matched by that, and its new items are in no list. None: the items are those of the item table.
+        As for :class:`ItemWeights`; unmatched items of a catalogue are in no list.
     """
 
     form: ClassVar[str] = "lists"
@@ -300,9 +299,9 @@ class Lists:
 
 
 def _new_rows(categories: Array, wanted: Array) -> Array:
-    """Return for rows of categories ``[J]`` those of another catalogue ``[I]`` that are the same; else -1."""
+    """Return the row in ``wanted [I]`` of each item of ``categories [J]``, or -1 without a unique match."""
     names, first, counts = np.unique(categories, return_index=True, return_counts=True)
-    # A category that several items share, such as the unknown one, says of none which it is.
+    # A category that several items share, such as that of unseen values, identifies none of them.
     names, first = names[counts == 1], first[counts == 1]
     known = np.isin(wanted, names) & np.isin(wanted, _single(wanted))
     new = np.full(len(categories), -1)
@@ -311,14 +310,14 @@ def _new_rows(categories: Array, wanted: Array) -> Array:
 
 
 def _single(values: Array) -> Array:
-    """Return the values that occur once."""
+    """Return the values that occur exactly once."""
     found, counts = np.unique(values, return_counts=True)
     return np.asarray(found[counts == 1])
 
 
 @dataclass(frozen=True)
 class Given:
-    """Arrays as they are, for a form that has no query module.
+    """Arrays that are used unchanged, for a form without a query module.
 
     Parameters
     ----------
@@ -333,7 +332,7 @@ class Given:
 
     @property
     def query(self) -> None:
-        """There is none."""
+        """None, because the form has no query module."""
         return
 
     def make(self, items: ItemTensors, what: str) -> FormArrays:
@@ -347,7 +346,7 @@ def check_vectors(vectors: Any, items: int, what: str) -> Array:
     Raises
     ------
     ExportInputError
-        For another shape, a dtype that is no float, or values that are not finite.
+        For another shape, a dtype that is not a float, or values that are not finite.
     """
     array = np.asarray(vectors)
     if array.ndim != 2 or len(array) != items or array.shape[1] == 0:

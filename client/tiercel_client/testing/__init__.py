@@ -1,4 +1,4 @@
-"""Fake transports, so that an application can test itself without a server.
+"""Fake transports, for an application's unit tests without a server.
 
 >>> from tiercel_client import Recommender
 >>> from tiercel_client.testing import FakeTransport
@@ -9,11 +9,11 @@
 >>> [item.title for item in recommender.recommend(7, k=1)]  # an unknown user gets the first items
 ['Heat']
 
-An error can be ordered, and everything that was asked can be looked at:
+A fake can be made to fail, and it records all requests:
 
 >>> from tiercel_client import ServerFull
 >>> transport.fail(ServerFull("the queue is full"), times=1)
->>> recommender.recommend(42).count  # sent again after a moment
+>>> recommender.recommend(42).count  # repeated after a short delay
 2
 >>> transport.requests[-1].inputs["user_id"].tolist()
 [[42]]

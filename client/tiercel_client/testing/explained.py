@@ -1,4 +1,4 @@
-"""What the fake says of its stages, and of single items."""
+"""The fake's explanations of its stages and of single items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..response import EXCLUDED, FOUND, HAD, NOT_ASKED, TOO_DEEP, UNKNOWN
 from ..results import Id
 from ..wire.transport import Array
 
-#: The outputs besides the answer's and times.
+#: The outputs of ``recommend_explain`` besides those of ``recommend`` and the times, with their dtypes.
 EXPLAIN_OUTPUTS = {
     "history_row": "int64",
     "history_length": "int32",
@@ -32,7 +32,7 @@ EXPLAIN_OUTPUTS = {
 
 
 def explained(rows: Sequence[int], items: int, stages: Sequence[str], *, moved: bool) -> dict[str, Array]:
-    """Return what each stage made of the rows of an answer, best first; ``moved`` gives each a reason."""
+    """Return the stages' outputs for the item rows of an answer; ``moved`` gives each a reorder reason."""
     n = max(1, items)
     padded = np.array([[*rows, *[items] * (n - len(rows))]], np.int64)
     places = np.arange(n)
@@ -61,22 +61,22 @@ def said_of(
     had: Collection[Id],
     limits: Sequence[Collection[Id]],
 ) -> dict[str, Array]:
-    """Return what became of the items that are asked for.
+    """Return the outcome of single items.
 
     Parameters
     ----------
     asked
         The items, at least one.
     answer
-        What comes, best first.
+        The recommended items, best first.
     items
-        All that there are.
+        All items of the fake.
     excluded
-        What the request rules out.
+        The items that the request excludes.
     had
-        What the user must not get again.
+        The seen items, if they may not be recommended.
     limits
-        Sets of what alone may come.
+        Sets of the only items that may be recommended.
     """
     reasons = []
     for one in asked:

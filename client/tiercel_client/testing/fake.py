@@ -1,4 +1,4 @@
-"""The fake recommender, and the two transports to it."""
+"""The fake server, and the two transports to it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..results import Id, RequestColumn
 from ..wire.transport import Array, Arrays, Headers, InferRequest
 from .explained import EXPLAIN_OUTPUTS, explained, said_of
 
-#: The stages that the fake says it has.
+#: The stages that the fake reports.
 STAGES = (
     "user_features",
     "query_fake",
@@ -47,32 +47,32 @@ STAGES = (
 
 
 class FakeServer:
-    """What both fake transports do: a tiny recommender with the real one's interface.
+    """The base of both fake transports: a tiny recommender with the interface of a real one.
 
-    A known user gets the items that ``users`` names, everybody else all items in their order. Excluded items
-    are left out, those of a sent history unless ``allow_seen``, and those that a sent set of what may come
-    lacks. Sent candidates come in their order. Scores fall from 1. ``why`` says so of single items.
+    A known user gets the items in ``users``; any other user gets all items in order. Items in ``exclude``,
+    items outside ``include`` and, unless ``allow_seen``, items of a given history are left out. Given
+    ``candidates`` keep their order. Scores decrease from 1. ``why`` explains single items accordingly.
 
     Parameters
     ----------
     items
         Raw id → title (None is an item without one), best first. All ids are numbers or all are text.
     users
-        Raw id → raw ids of the items that user gets, best first. None has no known users.
+        Raw id → raw ids of the items that the user gets, best first. With None, no user is known.
     columns
-        What ``features`` may hold; the fake names their tensors.
+        The columns that ``features`` may contain; the fake names their tensors.
     max_batch_size, k_default, k_max, max_excluded
         Limits of the fake.
     allow_seen
-        Whether items of a sent history may come, if a request says nothing.
+        Whether items of a given history may be recommended by default.
     build_id
         Its release.
     titles
-        Whether it has a model that knows the titles.
+        Whether it has a model that returns titles.
     related
-        Raw id → raw ids of the items most like it, best first. None has no model of similar items.
+        Raw id → raw ids of the most similar items, best first. With None, it has no model of similar items.
     latency_s
-        Seconds that each request takes; one that has less time left ends with a passed deadline.
+        Seconds that each request takes; a request with less time left fails with DeadlineExceeded.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class FakeServer:
         self._lock = Lock()
 
     def fail(self, error: ClientError, times: int = 1, *, model: str | None = None) -> None:
-        """Let the next ``times`` requests (to one model, or to any) end with an error."""
+        """Make the next ``times`` requests (to one model, or to any) fail with an error."""
         with self._lock:
             self._errors.extend([(error, model)] * times)
 
@@ -278,18 +278,18 @@ class FakeServer:
 
 
 class FakeTransport(FakeServer):
-    """A :class:`~tiercel_client.Transport` that answers by itself. See :class:`FakeServer` for its arguments.
+    """A :class:`~tiercel_client.Transport` with a fake server. See :class:`FakeServer` for its arguments.
 
-    ``requests`` lists everything it was asked, ``closed`` says whether it was closed.
+    ``requests`` lists all inference requests, and ``closed`` says whether it was closed.
     """
 
     def infer(self, request: InferRequest) -> Arrays:
-        """Answer, after ``latency_s``."""
+        """Return the answer, after ``latency_s``."""
         time.sleep(min(self.latency_s, request.timeout_s))
         return self._answer(request)
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
-        """Return what a real server would say about the model."""
+        """Return the configuration of a model, as from a real server."""
         return self._config(model)
 
     def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
@@ -297,7 +297,7 @@ class FakeTransport(FakeServer):
         return "fake", "0"
 
     def close(self) -> None:
-        """Note that it was closed."""
+        """Record that it was closed."""
         self.closed = True
 
 
@@ -305,12 +305,12 @@ class AsyncFakeTransport(FakeServer):
     """:class:`FakeTransport` for asyncio. See :class:`FakeServer` for its arguments."""
 
     async def infer(self, request: InferRequest) -> Arrays:
-        """Answer, after ``latency_s``."""
+        """Return the answer, after ``latency_s``."""
         await asyncio.sleep(min(self.latency_s, request.timeout_s))
         return self._answer(request)
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
-        """Return what a real server would say about the model."""
+        """Return the configuration of a model, as from a real server."""
         return self._config(model)
 
     async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
@@ -318,7 +318,7 @@ class AsyncFakeTransport(FakeServer):
         return "fake", "0"
 
     async def close(self) -> None:
-        """Note that it was closed."""
+        """Record that it was closed."""
         self.closed = True
 
 
@@ -337,12 +337,12 @@ def _plain(ids: Array) -> list[Id]:
 
 
 def _unpacked(element: bytes) -> list[Id] | None:
-    """Return the ids of one packed list; None is null."""
+    """Return the ids of one packed list, or None for a null list."""
     return [one.decode() for one in element[4:].split(b"\0")[:-1]] if element else None
 
 
 def _given(column: RequestColumn, inputs: Arrays, row: int) -> bool:
-    """Whether a request has a value of a column for one of its users."""
+    """Whether a request has a value of a column for the user in ``row``."""
     values, said = inputs.get(column.tensor), inputs.get(column.companion or "")
     if values is None or said is not None:
         return values is not None and said is not None and bool(said[row, 0] >= int(not column.is_list))
@@ -350,7 +350,7 @@ def _given(column: RequestColumn, inputs: Arrays, row: int) -> bool:
 
 
 def _with_tensors(column: RequestColumn) -> RequestColumn:
-    """Name the tensors of a column where it does not; nobody guesses a name from another."""
+    """Return the column with names for its tensors, if it has none; clients never derive one from another."""
     bare = column.dtype.startswith("float") and not column.is_list
     said = None if bare else f"{column.name}: {'length' if column.is_list else 'valid'}"
     return replace(column, tensor=column.tensor or column.name, companion=column.companion or said)

@@ -1,1 +1,1 @@
-"""How requests travel: the seam, Triton over gRPC, and what its status codes mean."""
+"""How requests are sent: the transport interface, Triton over gRPC, and the meaning of its status codes."""

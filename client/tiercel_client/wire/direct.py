@@ -1,7 +1,7 @@
-"""Unary gRPC calls over connections of our own: as many as there are calls at once, each kept for the next.
+"""Unary gRPC calls over the client's own connections: one for each concurrent call, reused by later calls.
 
-gRPC's own library hands each answer from thread to thread, which costs more than all the rest of this client
-does (docs/performance.md, *The client*). Here a call leaves in one piece, and the thread that asks reads the
+gRPC's library passes each answer between threads, which costs more than the rest of this client
+(docs/performance.md, *The client*). Here, a call is sent in one piece, and the calling thread reads the
 answer.
 """
 
@@ -19,17 +19,17 @@ from .header_blocks import header_block
 from .http2 import Http2, Untouched
 from .status_codes import CallFailed
 
-#: How many connections may wait for late answers before further ones are closed, which the server notices.
+#: Maximum number of connections that wait for late answers; others are closed, which the server notices.
 MOST_LATE = 64
 
-#: A connection that was of use so lately is taken as it is: looking at it costs more than it would tell.
+#: A connection that was used less than this many seconds ago is reused without a check, to save its cost.
 _FRESH_S = 0.05
 
 _ADDRESS = re.compile(r"(\[[^\]]+\]|[^\[\]:/,]+):([0-9]{1,5})")
 
 
 def host_and_port(url: str) -> tuple[str, int] | None:
-    """Return what ``host:port`` says, or None where an address has another form."""
+    """Return the parts of ``host:port``, or None if the address has another form."""
     found = _ADDRESS.fullmatch(url)
     if found is None or not 0 < int(found[2]) < 65_536:
         return None
@@ -37,23 +37,23 @@ def host_and_port(url: str) -> tuple[str, int] | None:
 
 
 def authority(host: str, port: int) -> str:
-    """Return an address as a call names it."""
+    """Return an address as the ``:authority`` of a call, with brackets around an IPv6 host."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class DirectChannel:
-    """Calls to one server in plain text, by the threads that make them. Survives a fork.
+    """Plain-text calls to one server, in the calling threads. Safe to use after a fork.
 
     Parameters
     ----------
     host, port
-        Of the server.
+        Address of the server.
 
     Attributes
     ----------
     may_cancel
-        Whether the server is told of deadlines, and that a call was given up. Otherwise the connection of
-        such a call waits, of no other use, until the answer has come.
+        Whether the server is told of deadlines and of abandoned calls. Otherwise the connection of an
+        abandoned call is not reused until the answer has arrived.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -70,23 +70,23 @@ class DirectChannel:
         Parameters
         ----------
         method
-            Its path.
+            Path of the method.
         message
-            What is asked, serialised.
+            The serialised request.
         timeout_s
-            Seconds until the answer must be there.
+            Seconds until the answer must have arrived.
         metadata
-            Of the call.
+            Metadata of the call.
 
         Returns
         -------
         bytes
-            What is answered, serialised.
+            The serialised response.
 
         Raises
         ------
         CallFailed
-            It failed, with gRPC's status.
+            It failed; contains the gRPC status.
         """
         ends = time.monotonic() + timeout_s
         fields = header_block(method, self._where, timeout_s if self.may_cancel else None, metadata)
@@ -101,7 +101,7 @@ class DirectChannel:
             raise
 
     def close(self) -> None:
-        """Close all connections; calls under way fail, and so do later ones."""
+        """Close all connections; calls in flight fail, and so do later ones."""
         with self._lock:
             self._closed = True
             connections = [*self._open]
@@ -113,7 +113,7 @@ class DirectChannel:
         self._lock = threading.Lock()
         self._open: set[Connection] = set()
         self._idle: list[Connection] = []
-        self._late: list[Connection] = []  # their calls were given up, and not answered yet
+        self._late: list[Connection] = []  # with abandoned calls that are not answered yet
 
     def _call(self, connection: Connection, fields: bytes, message: bytes, ends: float) -> bytes:
         try:
@@ -122,7 +122,7 @@ class DirectChannel:
             self._put_back(connection)
 
     def _put_back(self, connection: Connection) -> None:
-        """Keep a connection for the next call, if it can take one, or will."""
+        """Keep a connection if it can take another call, now or after a late answer; else close it."""
         if connection.http2.free:
             connection.used_at = time.monotonic()
             self._idle.append(connection)
@@ -132,9 +132,9 @@ class DirectChannel:
             self._drop(connection)
 
     def _take(self, ends: float) -> Connection:
-        """Return the connection that was used last and still stands, or a new one."""
+        """Return the most recently used connection that is still usable, or a new one."""
         if os.getpid() != self._process:
-            self._begin()  # the parent's connections are the parent's
+            self._begin()  # after a fork, the connections belong to the parent process
         while self._idle:
             try:
                 connection = self._idle.pop()
@@ -146,7 +146,7 @@ class DirectChannel:
         return self._answered_late() or self._connect(ends)
 
     def _answered_late(self) -> Connection | None:
-        """Return a connection whose late answer has come meanwhile."""
+        """Return a connection whose late answer has arrived in the meantime, or None."""
         with self._lock:
             for connection in [*self._late]:
                 if connection.stands():
@@ -179,14 +179,14 @@ class Connection:
     Parameters
     ----------
     host, port
-        Of the server.
+        Address of the server.
     ends
-        When it must stand, by ``time.monotonic()``.
+        Deadline for connecting, in ``time.monotonic()``.
 
     Raises
     ------
     CallFailed
-        Nobody listens there, or the time is up.
+        The connection was refused, or the deadline passed.
     """
 
     def __init__(self, host: str, port: int, ends: float) -> None:
@@ -198,11 +198,11 @@ class Connection:
         except OSError as error:
             raise CallFailed("UNAVAILABLE", f"failed to connect to {where}: {error}") from None
         self.http2 = Http2(where)
-        #: When it was last of use, by ``time.monotonic()``.
+        #: When a call last ended on it, in ``time.monotonic()``.
         self.used_at = 0.0
 
     def call(self, fields: bytes, message: bytes, ends: float) -> bytes:
-        """Make a call of a header block and a serialised message; see :meth:`DirectChannel.unary`."""
+        """Make a call with a header block and a serialised message; see :meth:`DirectChannel.unary`."""
         http2 = self.http2
         http2.begin(fields, message)
         try:
@@ -225,17 +225,17 @@ class Connection:
         except OSError as error:
             self.http2.lost(error)
         except CallFailed:
-            pass  # whatever it is, the next connection need not have it
+            pass  # the error concerns only this connection, which is not used again
         return False
 
     def close(self) -> None:
-        """Close it; a call under way in another thread fails."""
+        """Close it; a call in flight in another thread fails."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _exchange(self, ends: float) -> None:
-        """Send what is to be sent, wait until something comes, and take it."""
+        """Send the pending bytes, wait for data, and process it."""
         left_s = ends - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
@@ -253,7 +253,7 @@ class Connection:
 
 
 def _connected(host: str, port: int, ends: float) -> socket.socket:
-    """Return a socket to one of a name's addresses; each has an equal share of the time that is left."""
+    """Return a socket connected to one of a host's addresses; each gets an equal share of the time left."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for tried, (family, kind, protocol, _, address) in enumerate(addresses):
         connection = socket.socket(family, kind, protocol)

@@ -1,4 +1,4 @@
-"""The calls of :mod:`.direct` for asyncio: an answer is read by the event loop, without threads of gRPC's."""
+"""The calls of :mod:`.direct` for asyncio; the event loop reads the answers, without gRPC's threads."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .status_codes import CallFailed
 
 
 class AsyncDirectChannel:
-    """Calls to one server in plain text, in one event loop.
+    """Plain-text calls to one server, in one event loop.
 
     Parameters
     ----------
     host, port
-        Of the server.
+        Address of the server.
 
     Attributes
     ----------
     may_cancel
-        As of :class:`~.direct.DirectChannel`.
+        As for :class:`~.direct.DirectChannel`.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -33,12 +33,12 @@ class AsyncDirectChannel:
         self._closed = False
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []
-        self._late: list[_Connection] = []  # their calls were given up, and not answered yet
+        self._late: list[_Connection] = []  # with abandoned calls that are not answered yet
 
     async def unary(
         self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
     ) -> bytes:
-        """Make a call: see :meth:`~.direct.DirectChannel.unary`. Who cancels it gives it up."""
+        """Make a call; see :meth:`~.direct.DirectChannel.unary`. Cancelling it abandons the call."""
         ends = time.monotonic() + timeout_s
         fields = header_block(method, self._where, timeout_s if self.may_cancel else None, metadata)
         try:
@@ -52,7 +52,7 @@ class AsyncDirectChannel:
             raise
 
     async def close(self) -> None:
-        """Close all connections; calls under way fail, and so do later ones."""
+        """Close all connections; calls in flight fail, and so do later ones."""
         self._closed = True
         for connection in [*self._open]:
             connection.close()
@@ -69,8 +69,8 @@ class AsyncDirectChannel:
                 self._drop(connection)
 
     async def _take(self, ends: float) -> _Connection:
-        """Return the connection that was used last and still stands, or a new one."""
-        # The event loop has read whatever came.
+        """Return the most recently used connection that is still usable, or a new one."""
+        # The event loop has already read all data that arrived.
         answered = [one for one in self._late if not one.http2.late]
         self._late = [one for one in self._late if one not in answered]
         self._idle += answered
@@ -86,7 +86,7 @@ class AsyncDirectChannel:
         made = loop.create_connection(lambda: _Connection(self._where), self._host, self._port)
         try:
             _, connection = await asyncio.wait_for(made, left_s)
-        except asyncio.TimeoutError:  # TimeoutError itself from Python 3.11 on
+        except asyncio.TimeoutError:  # the built-in TimeoutError from Python 3.11 on
             text = f"Deadline Exceeded: no connection to {self._where}"
             raise CallFailed("DEADLINE_EXCEEDED", text) from None
         except OSError as error:
@@ -102,7 +102,7 @@ class AsyncDirectChannel:
 
 
 class _Connection(asyncio.Protocol):
-    """A connection to a gRPC server, for one call at a time; asyncio calls what it is called for."""
+    """A connection to a gRPC server, for one call at a time, as a protocol of asyncio."""
 
     def __init__(self, where: str) -> None:
         self.http2 = Http2(where)
@@ -110,7 +110,7 @@ class _Connection(asyncio.Protocol):
         self._answered: asyncio.Future[None] | None = None
 
     async def call(self, fields: bytes, message: bytes, ends: float) -> bytes:
-        """Make a call of a header block and a serialised message; see :meth:`AsyncDirectChannel.unary`."""
+        """Make a call with a header block and a serialised message; see :meth:`AsyncDirectChannel.unary`."""
         loop = asyncio.get_running_loop()
         answered = self._answered = loop.create_future()
         timer = loop.call_later(max(ends - time.monotonic(), 0), self._fail, TimeoutError())
@@ -126,7 +126,7 @@ class _Connection(asyncio.Protocol):
         return self.http2.answer()
 
     def close(self) -> None:
-        """Close it; a call under way fails."""
+        """Close it; a call in flight fails."""
         self._transport.close()
 
     def connection_made(self, transport: Any) -> None:

@@ -1,4 +1,4 @@
-"""HTTP/2's frames, as bytes (RFC 9113, sections 4 and 6)."""
+"""HTTP/2 frames as bytes (RFC 9113, sections 4 and 6)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE = 1, 2, 4
 #: Error codes.
 REFUSED_STREAM, CANCEL = 7, 8
 
-#: The longest payload of a frame, unless another is agreed on, and how much may be sent unasked at first.
+#: The default maximum payload of a frame, and the default initial size of flow-control windows, in bytes.
 FRAME_SIZE, WINDOW = 16_384, 65_535
-#: The most that a window can hold; also the bits of a stream's number.
+#: The maximum size of a window; also the bit mask of a stream id.
 LARGEST = 2**31 - 1
 
-#: Length (one byte and two), kind, flags, stream.
+#: Frame header: length (as one byte and two), kind, flags, stream.
 _HEAD = struct.Struct(">BHBBI")
 _SETTING = struct.Struct(">HI")
 
 
-#: Kind, flags, stream and content of a frame that came, and how long its payload was, padding included.
+#: Kind, flags, stream and content of a received frame, and the length of its payload including padding.
 Frame = tuple[int, int, int, bytes, int]
 
 
 def split(came: bytes) -> tuple[list[Frame], bytes]:
-    """Return the whole frames at the beginning of what came, and the rest.
+    """Return the complete frames at the beginning of received bytes, and the remaining bytes.
 
     Raises
     ------
     ValueError
-        One is longer than a frame may be, perhaps since it is no HTTP/2 at all, or shorter than its padding.
+        A frame is longer than allowed, perhaps because this is not HTTP/2, or shorter than its padding.
     """
     found, at, size = [], 0, len(came)
     while size - at >= 9:
@@ -53,7 +53,7 @@ def split(came: bytes) -> tuple[list[Frame], bytes]:
 
 
 def _content(kind: int, flags: int, payload: bytes) -> bytes:
-    """Return the payload of DATA or HEADERS without what pads it, and without HEADERS' priority."""
+    """Return the payload of DATA or HEADERS without padding and priority."""
     begin, end = 0, len(payload)
     if flags & PADDED:
         begin, end = 1, end - int.from_bytes(payload[:1], "big")
@@ -65,21 +65,21 @@ def _content(kind: int, flags: int, payload: bytes) -> bytes:
 
 
 def number(payload: bytes) -> int:
-    """Return the number that the payload of a WINDOW_UPDATE, RST_STREAM or GOAWAY begins with."""
+    """Return the number at the beginning of the payload of a WINDOW_UPDATE, RST_STREAM or GOAWAY."""
     return int.from_bytes(payload[:4], "big") & LARGEST
 
 
 def settings(payload: bytes) -> list[tuple[int, int]]:
-    """Return what a SETTINGS frame sets, in its order."""
+    """Return the (setting, value) pairs of a SETTINGS frame, in order."""
     return list(_SETTING.iter_unpack(payload))
 
 
 def written(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Return a frame as it travels."""
+    """Return the bytes of a frame."""
     size = len(payload)
     return _HEAD.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload
 
 
 def written_settings(values: dict[int, int]) -> bytes:
-    """Return a SETTINGS frame as it travels."""
+    """Return the bytes of a SETTINGS frame."""
     return written(SETTINGS, 0, 0, b"".join(_SETTING.pack(*setting) for setting in values.items()))

@@ -1,4 +1,4 @@
-"""Channels of gRPC's own library: encrypted ones, and ones that ping."""
+"""Channels of gRPC's library, for encryption and keep-alive pings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..options import TLS, KeepAlive
 
 
 class GrpcChannel:
-    """Unary calls of bytes by gRPC's library.
+    """Unary calls with serialised messages through gRPC's library.
 
     Parameters
     ----------
@@ -21,14 +21,14 @@ class GrpcChannel:
     """
 
     def __init__(self, url: str, tls: TLS | None, keep_alive: KeepAlive | None) -> None:
-        self.may_cancel = True  # whatever the server is, gRPC's library tells it
+        self.may_cancel = True  # gRPC's library always tells the server
         self._channel = _connect(grpc, url, _credentials(tls), tls, keep_alive)
         self._methods: dict[str, Any] = {}
 
     def unary(
         self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
     ) -> bytes:
-        """Make a call: see :meth:`~.direct.DirectChannel.unary`. Raises what gRPC's library raises."""
+        """Make a call; see :meth:`~.direct.DirectChannel.unary`. Raises the errors of gRPC's library."""
         call = self._methods.get(method)
         if call is None:
             call = self._methods[method] = self._channel.unary_unary(method)
@@ -36,7 +36,7 @@ class GrpcChannel:
         return answer
 
     def close(self) -> None:
-        """Close it; calls under way fail."""
+        """Close it; calls in flight fail."""
         self._channel.close()
 
 
@@ -50,7 +50,7 @@ class AsyncGrpcChannel:
     """
 
     def __init__(self, url: str, tls: TLS | None, keep_alive: KeepAlive | None) -> None:
-        self.may_cancel = True  # whatever the server is, gRPC's library tells it
+        self.may_cancel = True  # gRPC's library always tells the server
         self._options = url, _credentials(tls), tls, keep_alive
         self._channel: Any = None
         self._methods: dict[str, Any] = {}
@@ -58,7 +58,7 @@ class AsyncGrpcChannel:
     async def unary(
         self, method: str, message: bytes, timeout_s: float, metadata: Mapping[str, str | bytes]
     ) -> bytes:
-        """Make a call: see :meth:`GrpcChannel.unary`."""
+        """Make a call; see :meth:`GrpcChannel.unary`."""
         if self._channel is None:
             self._channel = _connect(grpc.aio, *self._options)
         call = self._methods.get(method)
@@ -68,7 +68,7 @@ class AsyncGrpcChannel:
         return answer
 
     async def close(self) -> None:
-        """Close it; calls under way fail."""
+        """Close it; calls in flight fail."""
         if self._channel is not None:
             await self._channel.close()
 
@@ -94,10 +94,10 @@ def _channel_args(tls: TLS | None, keep_alive: KeepAlive | None) -> list[tuple[s
     args: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
-        # Each recommender has a connection of its own, so that closing one closes it.
+        # Each recommender has its own connection, so that closing the recommender closes it.
         ("grpc.use_local_subchannel_pool", 1),
-        # gRPC waits a second before it tries a refused connection again; a retry would only be told
-        # of the old refusal.
+        # By default, gRPC waits a second before it reconnects after a refusal, and until then a retry only
+        # gets the old error.
         ("grpc.initial_reconnect_backoff_ms", 20),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]

@@ -1,8 +1,8 @@
 """The header blocks of gRPC over HTTP/2, written and read without state.
 
-Written: every field as a literal that enters no table, so that the same fields are always the same bytes.
-Read: we tell the server to keep its table empty (:data:`~.http2.GREETING`), so a block means the same
-whenever it comes, and is remembered. Format: HPACK, RFC 7541. Fields:
+Every field is written as a literal that is not added to the dynamic table, so equal fields give equal bytes.
+The server is told to keep its own table empty (:data:`~.http2.GREETING`), so the meaning of a received block
+never changes, and decoded blocks are cached. The format is HPACK (RFC 7541); the fields are defined in
 https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 """
 
@@ -14,16 +14,16 @@ from functools import lru_cache
 
 from hpack import Decoder
 
-#: Literals that no table takes: of what may be said again, and of what nobody on the way may keep either.
+#: Prefixes of literals that are not indexed here, and of literals that no intermediary may index either.
 _LITERAL, _NEVER_INDEXED = b"\x00", b"\x10"
 
-#: The largest number that a timeout can say, of whatever unit: it has eight digits.
+#: The largest number in ``grpc-timeout``, which has at most eight digits.
 _LONGEST = 10**8 - 1
 
 
 @lru_cache(256)
 def call_fields(path: str, authority: str) -> bytes:
-    """Return what every call of a method begins with."""
+    """Return the fields that every call of a method begins with."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -39,7 +39,7 @@ def call_fields(path: str, authority: str) -> bytes:
 def header_block(
     path: str, authority: str, timeout_s: float | None, metadata: Mapping[str, str | bytes]
 ) -> bytes:
-    """Return the header block of a call; without ``timeout_s`` the server is told no deadline."""
+    """Return the header block of a call; with ``timeout_s`` None, the server is not told the deadline."""
     block = call_fields(path, authority)
     if timeout_s is not None:
         block += timeout_field(timeout_s)
@@ -47,14 +47,14 @@ def header_block(
 
 
 def timeout_field(timeout_s: float) -> bytes:
-    """Return ``grpc-timeout``: how long the server may take."""
+    """Return the field ``grpc-timeout``, the time that the server may take."""
     milliseconds = max(1, int(timeout_s * 1000))
     value = b"%dm" % milliseconds if milliseconds <= _LONGEST else b"%dS" % min(int(timeout_s), _LONGEST)
     return b"\x00\x0cgrpc-timeout%c%b" % (len(value), value)
 
 
 def metadata_fields(metadata: Mapping[str, str | bytes]) -> bytes:
-    """Return a caller's metadata; it may be secret, so no table of whoever passes it on takes it."""
+    """Return the fields of a caller's metadata, never indexed because it may be secret."""
     return b"".join(
         _field(_NEVER_INDEXED, name, value.encode() if isinstance(value, str) else _base64(value))
         for name, value in metadata.items()
@@ -63,12 +63,12 @@ def metadata_fields(metadata: Mapping[str, str | bytes]) -> bytes:
 
 @lru_cache(256)
 def read_fields(block: bytes) -> Mapping[str, str]:
-    """Return the fields of a whole block.
+    """Return the fields of a complete block.
 
     Raises
     ------
     hpack.HPACKError
-        It is none, or one that needs a table.
+        The block is invalid, or uses the dynamic table.
     """
     decoder = Decoder()
     decoder.max_allowed_table_size = 0

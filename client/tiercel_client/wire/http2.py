@@ -1,7 +1,7 @@
-"""The client's end of an HTTP/2 connection, for one unary gRPC call at a time; without the connection.
+"""The client side of HTTP/2 for one unary gRPC call at a time, without any input or output.
 
-Whoever has a connection sends what is to be sent and hands over what comes: :mod:`.direct` for threads, and
-:mod:`.direct_async` for asyncio. How a gRPC call lies in HTTP/2:
+:mod:`.direct` (threads) and :mod:`.direct_async` (asyncio) own the connections; they send the pending bytes
+and pass on the received ones. The mapping of gRPC calls to HTTP/2 is defined in
 https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 """
 
@@ -16,7 +16,7 @@ from .frames import number, split, written, written_settings
 from .header_blocks import read_fields
 from .status_codes import CallFailed, status_name
 
-#: What a connection begins with: no table of header fields, no pushes, and room for any answer.
+#: The first bytes of a connection: no table of header fields, no pushes, and windows for answers of any size.
 GREETING = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     + written_settings(
@@ -25,14 +25,14 @@ GREETING = (
     + written(frames.WINDOW_UPDATE, 0, 0, (frames.LARGEST - frames.WINDOW).to_bytes(4, "big"))
 )
 
-#: Data taken after which the server is told that there is room again.
+#: After this many received bytes, the connection's flow-control window is refilled.
 _REFILL = 1 << 24
-#: The longest header block that is read.
+#: The longest header block that is accepted, in bytes.
 _LONGEST_BLOCK = 1 << 20
 
-#: HTTP/2's error code of a stream that is broken off → gRPC's status; else INTERNAL.
+#: HTTP/2 error code of a reset stream → gRPC status; any other is INTERNAL.
 _BROKEN_OFF = {7: "UNAVAILABLE", 8: "CANCELLED", 11: "RESOURCE_EXHAUSTED", 12: "PERMISSION_DENIED"}
-#: HTTP's status, where whatever answers is not a gRPC server → gRPC's; else UNKNOWN.
+#: HTTP status of a peer that is not a gRPC server → gRPC status; any other is UNKNOWN.
 _NO_GRPC = {
     "400": "INTERNAL",
     "401": "UNAUTHENTICATED",
@@ -46,11 +46,11 @@ _NO_GRPC = {
 
 
 class Untouched(CallFailed):
-    """The server did not begin with a call: it may be made again."""
+    """The server did not process the call, so it can be safely repeated."""
 
 
 class Http2:
-    """What is said on one connection.
+    """The protocol state of one connection.
 
     Parameters
     ----------
@@ -60,26 +60,26 @@ class Http2:
 
     def __init__(self, where: str) -> None:
         self._where = where
-        #: What is to be sent; whoever has sent it says so by :meth:`sent`.
+        #: The bytes to send; the sender then calls :meth:`sent`.
         self.unsent = bytearray(GREETING)
-        #: Whether the last call has been sent whole, and whether it has been answered.
+        #: Whether the last call has been sent completely, and whether it has been answered.
         self.asked = self.ended = True
-        self._rest = b""  # of a frame that has not come whole
+        self._rest = b""  # the beginning of an incomplete frame
         self._greeted = self._leaving = False
-        # The call: its stream, what is not yet written of its body, and its answer as far as it has come.
+        # The call: its stream, the part of its body that is not yet written, and its answer so far.
         self._stream = -1
         self._body = b""
         self._data: list[bytes] = []
         self._fields: dict[str, str] = {}
-        self._block: tuple[bytes, bool] | None = None  # the beginning of one, and whether it ends the stream
-        # How much may be sent, on the connection, in this stream, in a new one; and how much came since we
-        # last made room.
+        self._block: tuple[bytes, bool] | None = None  # an incomplete one, and whether it ends the stream
+        # The send windows of the connection, of this stream and of a new stream; and the number of bytes
+        # received since the last WINDOW_UPDATE was sent.
         self._window = self._room = self._new_room = frames.WINDOW
         self._taken = 0
 
     @property
     def spent(self) -> bool:
-        """Whether it takes no more calls: it is lost, the server leaves, or the streams are used up."""
+        """Whether it takes no more calls, because it is lost or closing, or all stream ids are used."""
         return self._leaving or self._stream > frames.LARGEST - 2
 
     @property
@@ -89,11 +89,11 @@ class Http2:
 
     @property
     def late(self) -> bool:
-        """Whether the call was sent whole and can still be answered."""
+        """Whether the call was sent completely and can still be answered."""
         return self.asked and not self.ended and not self.spent
 
     def begin(self, fields: bytes, message: bytes) -> None:
-        """Begin a call, of a header block and a serialised message."""
+        """Begin a call with a header block and a serialised message."""
         self._stream += 2
         self.asked = self.ended = False
         self._data, self._fields, self._room = [], {}, self._new_room
@@ -106,17 +106,17 @@ class Http2:
         self._write_body()
 
     def sent(self) -> None:
-        """Hear that what was to be sent is sent."""
+        """Record that all of :attr:`unsent` was sent."""
         self.unsent.clear()
         self.asked = not self._body
 
     def take(self, came: bytes) -> None:
-        """Take what came.
+        """Process received bytes.
 
         Raises
         ------
         CallFailed
-            The call was broken off, or this is no gRPC.
+            The server aborted the call, or does not speak gRPC.
         """
         try:
             whole, self._rest = split(self._rest + came if self._rest else came)
@@ -140,11 +140,11 @@ class Http2:
         if self._taken > _REFILL:
             self.unsent += written(frames.WINDOW_UPDATE, 0, 0, self._taken.to_bytes(4, "big"))
             self._taken = 0
-        if self._body and self.ended:  # answered before all was asked: the stream stays half open
+        if self._body and self.ended:  # answered before the request was complete: the stream stays half open
             self._leaving = True
 
     def answer(self) -> bytes:
-        """Return what the ended call was answered; CallFailed if it ended with another status than OK."""
+        """Return the answer of the ended call; CallFailed if its status is not OK."""
         status = self._fields.get("grpc-status")
         if status != "0":
             raise self._failed(status)
@@ -157,16 +157,16 @@ class Http2:
         return body[5:]
 
     def lost(self, error: object) -> CallFailed:
-        """Return what it means for a call that the connection is no more."""
+        """Return the error of a call whose connection was lost."""
         self._leaving = True
         if not self._greeted:
             return CallFailed("UNAVAILABLE", f"failed to connect to {self._where}: {error}")
-        # What could not be sent whole is nothing that a server begins with.
+        # A server does not process a call that it has not received completely.
         kind = CallFailed if self.asked else Untouched
         return kind("UNAVAILABLE", f"Socket closed: {error}")
 
     def _write_body(self) -> None:
-        """Write as much of the call's body as the server has room for."""
+        """Write as much of the call's body as the flow-control windows allow."""
         body, sent, size = self._body, 0, len(self._body)
         while sent < size:
             now = min(size - sent, self._window, self._room, frames.FRAME_SIZE)
@@ -178,7 +178,7 @@ class Http2:
         self._body = body[sent:]
 
     def _heed(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        """Do what a frame asks for that not every answer consists of."""
+        """Process a frame of the less common kinds."""
         if kind == frames.SETTINGS:
             self._heed_settings(flags, payload)
         elif kind == frames.WINDOW_UPDATE:
@@ -201,7 +201,7 @@ class Http2:
             raise error(
                 _BROKEN_OFF.get(code, "INTERNAL"), f"the server broke it off with HTTP/2's error {code}"
             )
-        # The rest (priorities, pushes, which we forbade, kinds of later standards) may be ignored.
+        # Other frames (priorities, forbidden pushes, kinds of later standards) may be ignored.
 
     def _heed_settings(self, flags: int, payload: bytes) -> None:
         self._greeted = True
@@ -215,7 +215,7 @@ class Http2:
             self._write_body()
 
     def _heed_part_of_fields(self, flags: int, stream: int, payload: bytes) -> None:
-        """Gather a block of header fields that comes in several frames."""
+        """Collect a header block that spans several frames."""
         before, ends_stream = self._block or (b"", flags & frames.END_STREAM != 0)
         block = before + payload
         if len(block) > _LONGEST_BLOCK:
@@ -229,7 +229,7 @@ class Http2:
             self.ended = self.ended or ends_stream
 
     def _failed(self, status: str | None) -> CallFailed:
-        """Return what a status other than OK says; None is an answer of something that is no gRPC server."""
+        """Return the error for a status other than OK; None means that the peer is not a gRPC server."""
         if status is None:
             http = self._fields.get(":status", "none")
             kind = "INTERNAL" if http == "200" else _NO_GRPC.get(http, "UNKNOWN")

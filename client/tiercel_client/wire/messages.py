@@ -1,9 +1,9 @@
-"""Triton's ``ModelInfer`` messages ↔ named arrays.
+"""Conversion between named arrays and Triton's ``ModelInfer`` messages.
 
-What describes tensors is the same in request after request, so its bytes are remembered, both ways. That
-rests on two rules of protobuf's encoding (https://protobuf.dev/programming-guides/encoding/): messages that
-are written one after another are read as one, with the repeated fields of all; and an embedded message lies
-on the wire as ``bytes`` do.
+The descriptions of tensors rarely change between requests, so their serialised bytes are cached, for requests
+and for answers. This relies on two rules of protobuf's encoding
+(https://protobuf.dev/programming-guides/encoding/). Concatenated messages are parsed as one message, with the
+repeated fields of all; and an embedded message is encoded like a ``bytes`` field.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tritonclient.utils import (
 
 from .transport import Array, InferRequest
 
-#: Descriptions that are remembered; the lists of a request make shapes many.
+#: The number of cached descriptions of each kind; the lists of requests lead to many different shapes.
 _REMEMBERED = 256
 
-#: Name, dtype (None is text), shape and bytes of an output.
+#: Name, dtype (None is text), shape and number of bytes of an output.
 _Output = tuple[str, np.dtype[Any] | None, tuple[int, ...], int]
 
 
@@ -36,26 +36,26 @@ def write_request(request: InferRequest) -> bytes:
     contents: list[bytes] = []
     for name, array in request.inputs.items():
         pieces.append(_input(name, array.dtype, array.shape))
-        # What serialises text gives an empty array where there is none, and else one element.
+        # serialize_byte_tensor returns one element, or an empty array for an empty tensor.
         text = array.dtype.kind == "O"
         content = b"".join(serialize_byte_tensor(array).reshape(-1).tolist()) if text else array.tobytes()
         contents += _RAW_INPUT, _varint(len(content)), content
     name_of_it = request.request_id.encode()
     pieces += _ID, _varint(len(name_of_it)), name_of_it
-    # The deadline ends our waiting; this ends the request's waiting in a queue of the server, if the
-    # model's queue policy has a default timeout and allows to override it.
+    # The deadline limits how long the client waits. This limits how long the request waits in the server's
+    # queue, if the model's queue policy has a default timeout and allows overriding it.
     pieces.append(_timeout(max(1, int(request.timeout_s * 1000))))
     pieces += contents
     return b"".join(pieces)
 
 
 def read_answer(answer: bytes) -> dict[str, Array]:
-    """Return the tensors of a serialised ``ModelInferResponse``; their memory is the answer's.
+    """Return the tensors of a serialised ``ModelInferResponse``; all but text share the answer's memory.
 
     Raises
     ------
     Exception
-        It is no such message, or its contents do not fit its descriptions.
+        It is not such a message, or its contents do not match its descriptions.
     """
     described, contents = [], []
     for tag, begin, end in _fields(answer):
@@ -77,7 +77,8 @@ def read_answer(answer: bytes) -> dict[str, Array]:
 def _fields(message: bytes) -> list[tuple[int, int, int]]:
     """Return tag, begin and end of each field that is bytes, text or a message.
 
-    In Python: after a wait protobuf's own code is out of the caches, and takes longer than these lines.
+    This is written in Python because, after a wait, protobuf's code is no longer in the CPU caches and takes
+    longer.
     """
     found, at, size = [], 0, len(message)
     while at < size:
@@ -103,7 +104,7 @@ def _fields(message: bytes) -> list[tuple[int, int, int]]:
 
 
 def _long_varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return the number whose first byte stands before ``at``, and where it ends."""
+    """Return the varint whose first byte is at ``at - 1``, and the position after its end."""
     number, bits = message[at - 1] & 127, 7
     more = message[at - 1] > 127
     while more:
@@ -114,7 +115,7 @@ def _long_varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _varint(number: int) -> bytes:
-    """Return a length as protobuf writes it: seven bits a byte, the lowest first."""
+    """Return a length as a protobuf varint: seven bits per byte, lowest first."""
     written = bytearray()
     while number > 127:
         written.append(number & 127 | 128)
@@ -124,7 +125,7 @@ def _varint(number: int) -> bytes:
 
 
 def _tag(message: Any, field: str) -> int:
-    """Return what stands before the length of a field of bytes, text or messages."""
+    """Return the tag of a field of bytes, text or messages."""
     number: int = message.DESCRIPTOR.fields_by_name[field].number
     return number << 3 | 2
 
@@ -163,7 +164,7 @@ def _outputs(described: tuple[bytes, ...]) -> list[_Output]:
 
 
 def _output(described: bytes) -> _Output:
-    """Return name, dtype (None is text), shape and bytes of one output."""
+    """Return name, dtype (None is text), shape and number of bytes of one output."""
     tensor = service_pb2.ModelInferResponse.InferOutputTensor.FromString(described)
     name, shape = str(tensor.name), tuple(tensor.shape)
     if tensor.datatype == "BYTES":

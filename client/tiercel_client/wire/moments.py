@@ -1,4 +1,4 @@
-"""Dates and times → whole numbers since 1970-01-01 UTC, without a float on the way."""
+"""Convert dates and times to integer counts since 1970-01-01 UTC, without intermediate floats."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from ..errors import InvalidInput
 from ..values import Array, Place, shown
 
-#: Nanoseconds of each unit.
+#: Unit → its nanoseconds.
 NANOSECONDS: Mapping[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 _DAY_NS = 86_400 * 10**9
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-#: ISO 8601: a date; with a time of day, a fraction and an offset, if it has them.
+#: ISO 8601: a date, optionally with a time of day, a fraction and an offset.
 _ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)"
     r"(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?(Z|z|[+-]\d\d:?\d\d)?)?",
@@ -26,22 +26,22 @@ _ISO = re.compile(
 
 
 def ticks(values: Sequence[Any] | Array, unit: str, place: Place) -> Sequence[Any] | Array:
-    """Return the values with whole ticks in place of dates and times; others stay what they are.
+    """Return the values with dates and times replaced by counts of ``unit``; other values are unchanged.
 
     Parameters
     ----------
     values
         ``datetime`` (in UTC, if it has no time zone), ``date`` (its midnight in UTC), ``numpy.datetime64``,
-        pandas' ``Timestamp``, ISO 8601 text; anything else is left for the checks of numbers.
+        pandas' ``Timestamp`` or ISO 8601 text. Anything else is checked later, as a number.
     unit
-        ``s``, ``ms``, ``us`` or ``ns``; what is finer is rounded down.
+        ``s``, ``ms``, ``us`` or ``ns``; finer fractions are rounded down.
     place
-        Says in words which value is meant.
+        Names a value in messages.
 
     Raises
     ------
     InvalidInput
-        Text is no date, or a time does not fit 64 bits in this unit.
+        Text is not a date or time, or a time does not fit int64 in this unit.
     """
     if isinstance(values, np.ndarray) and values.dtype.kind not in "MOSU":
         return values
@@ -87,7 +87,7 @@ def _of_datetime(value: datetime) -> int | None:
     moment = value if value.tzinfo is not None else value.replace(tzinfo=timezone.utc)
     passed = moment - _EPOCH
     seconds = passed.days * 86_400 + passed.seconds
-    # A Timestamp of pandas has nanoseconds beside the microseconds of a datetime.
+    # pandas' Timestamp also has nanoseconds.
     finer = passed.microseconds * 1000 + int(getattr(value, "nanosecond", 0))
     return seconds * 10**9 + finer
 

@@ -1,4 +1,4 @@
-"""The one place that knows gRPC's status codes, and what Triton says with them."""
+"""The mapping from gRPC's status codes, and Triton's messages with them, to the client's errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import (
     ServerUnavailable,
 )
 
-#: gRPC status → error and what to do, where the status alone says enough.
+#: gRPC status → error and what to do, for statuses that are unambiguous.
 _STATUS_ERRORS: Mapping[str, tuple[type[ClientError], str]] = {
     "INVALID_ARGUMENT": (RequestRefused, "correct the request; a repeat would be refused too"),
     "FAILED_PRECONDITION": (RequestRefused, "correct the request; a repeat would be refused too"),
@@ -32,10 +32,10 @@ _STATUS_ERRORS: Mapping[str, tuple[type[ClientError], str]] = {
     "DEADLINE_EXCEEDED": (DeadlineExceeded, "give it a longer timeout_s, or find out what is slow"),
 }
 
-#: What gRPC says when server and client do not trust each other.
+#: Parts of gRPC's messages when the TLS handshake fails.
 _TLS_FAILED = ("handshake failed", "certificate", "verification check failed")
 
-#: What gRPC says when the request reached no server, and Triton when it is on its way out.
+#: Parts of gRPC's messages when a request reached no server, and of Triton's when it is shutting down.
 _NOT_REACHED = (
     "failed to connect",
     "connection refused",
@@ -46,12 +46,12 @@ _NOT_REACHED = (
 )
 
 
-#: gRPC's numbers of its statuses, as they travel.
+#: gRPC status number, as text on the wire → its name.
 _STATUS_NAMES: Mapping[str, str] = {str(code.value[0]): code.name for code in grpc.StatusCode}
 
 
 class CallFailed(Exception):
-    """A call over a connection of our own failed: gRPC's status, and what was said with it."""
+    """A call over one of the client's own connections failed, with a gRPC status and its message."""
 
     def __init__(self, status: str, text: str) -> None:
         super().__init__(f"{status}: {text}")
@@ -60,16 +60,16 @@ class CallFailed(Exception):
 
 
 def status_name(number: str) -> str:
-    """Return the name of a status that came as a number."""
+    """Return the name of a status number; UNKNOWN if there is no such status."""
     return _STATUS_NAMES.get(number, "UNKNOWN")
 
 
 def client_error(
     error: Exception, url: str, model: str | None = None, request_id: str | None = None
 ) -> ClientError:
-    """Return what went wrong with what was asked there: the one map of gRPC's status codes."""
+    """Return the client's error for an error of a call to ``url``."""
     where = url if model is None else f"{url}: model {model!r}"
-    # What a closed channel of gRPC's library raises, in either flavour.
+    # Raised by gRPC's library, blocking or asyncio, for a closed channel.
     if isinstance(error, ValueError | grpc.aio.UsageError) and "closed" in str(error).lower():
         return Closed(f"{where}: the recommender was closed; make another one", request_id=request_id)
     said = _said(error)
@@ -87,10 +87,10 @@ def client_error(
 
 
 def _said(error: Exception) -> tuple[str, str] | None:
-    """Return the status that a call ended with, and its text; None if it is no such end."""
+    """Return the status and message that a call ended with; None if the error has none."""
     if isinstance(error, CallFailed):
         return error.status, error.text
-    # Whatever ends a call of gRPC's library is also that call, and knows its end.
+    # An RpcError of gRPC's library is also the call, which knows its status.
     call: Any = error
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return str(call.code()).removeprefix("StatusCode."), str(call.details() or "")
@@ -98,7 +98,7 @@ def _said(error: Exception) -> tuple[str, str] | None:
 
 
 def _meaning(status: str, text: str) -> tuple[type[ClientError], str, bool | None]:
-    """Return the error's class, what to do, and whether a repeat can help (None is what the class says)."""
+    """Return the error's class, what to do, and whether a repeat can help (None is the class's default)."""
     lower = text.lower()
     if status in _STATUS_ERRORS:
         return *_STATUS_ERRORS[status], None
@@ -110,7 +110,7 @@ def _meaning(status: str, text: str) -> tuple[type[ClientError], str, bool | Non
         return Closed, "the recommender was closed while it waited", None
     if status != "UNAVAILABLE":
         return ServerFault, "look into the server's log; if it goes on, restart the server", None
-    if "request timeout expired" in lower:  # Triton's words, as are the next
+    if "request timeout expired" in lower:  # Triton's message, as is the next
         return DeadlineExceeded, "it waited too long in the server's queue; give it a longer timeout_s", None
     if "exceeds maximum queue size" in lower:
         return ServerFull, "send less at once, or give the server more instances", None

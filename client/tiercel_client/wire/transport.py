@@ -1,8 +1,8 @@
-"""The one seam between the client and the network.
+"""The interface between the client and the network.
 
-A transport sends named arrays to a model and returns named arrays; whatever goes wrong leaves it as a
-:class:`~tiercel_client.errors.ClientError`. Everything above it is the same for sync and asyncio, and for a
-real server and a fake one.
+A transport sends named arrays to a model and returns named arrays. It raises every failure as a
+:class:`~tiercel_client.errors.ClientError`. The code above it does not depend on whether calls are blocking
+or asyncio, or whether the server is real or fake.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Headers = Mapping[str, str | bytes]
 
 
 class InferRequest(NamedTuple):
-    """What a model is asked.
+    """A request for an inference.
 
     Parameters
     ----------
     model
-        Its name.
+        Name of the model.
     inputs
         Named arrays; text is object arrays of ``bytes``.
     outputs
-        Names of what it shall answer.
+        Names of the requested outputs.
     timeout_s
-        Seconds until the answer must be there.
+        Seconds until the answer must have arrived.
     request_id
-        For the server's log.
+        Id for the server's log.
     headers
         Metadata of the call.
     """
@@ -50,11 +50,11 @@ class Transport(Protocol):
     """Sends named arrays to a model and returns named arrays. Called from several threads."""
 
     def infer(self, request: InferRequest) -> Arrays:
-        """Ask a model. Text tensors are object arrays of ``bytes``."""
+        """Run a model and return its outputs; text tensors are object arrays of ``bytes``."""
         ...
 
     def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
-        """Return what the server says about a model."""
+        """Return the configuration of a model."""
         ...
 
     def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
@@ -62,7 +62,7 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back; the transport is not used again."""
+        """Release all resources; the transport is not used again."""
         ...
 
 
@@ -70,11 +70,11 @@ class AsyncTransport(Protocol):
     """:class:`Transport` for asyncio."""
 
     async def infer(self, request: InferRequest) -> Arrays:
-        """Ask a model."""
+        """Run a model and return its outputs."""
         ...
 
     async def model_config(self, model: str, *, timeout_s: float, headers: Headers) -> ModelConfig:
-        """Return what the server says about a model."""
+        """Return the configuration of a model."""
         ...
 
     async def server_metadata(self, *, timeout_s: float, headers: Headers) -> tuple[str, str]:
@@ -82,5 +82,5 @@ class AsyncTransport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give everything back; the transport is not used again."""
+        """Release all resources; the transport is not used again."""
         ...

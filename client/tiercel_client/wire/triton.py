@@ -1,8 +1,8 @@
 """A Triton Inference Server over gRPC, blocking and for asyncio.
 
-Messages are tritonclient's; its ``InferenceServerClient`` is not used: it copies each tensor's description,
-and looks through all outputs for each by name, which is half of what a small answer costs. Inferences
-travel as the bytes that :mod:`.messages` writes and reads.
+The protobuf messages are tritonclient's, but its ``InferenceServerClient`` is not used. It copies each
+tensor's description and searches all outputs for each name, which takes half of the time of a small answer.
+:mod:`.messages` serialises and parses inferences instead.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _MODEL_CONFIG = _SERVICE + "ModelConfig"
 _SERVER_METADATA = _SERVICE + "ServerMetadata"
 
 
-#: The first Triton whose gRPC front survives calls that are given up: 2.51 frees what it knows of one while
-#: another of its threads still looks (pull requests 7840 and 8078 of triton-inference-server/server).
+#: The first Triton version whose gRPC frontend handles cancelled calls safely. Version 2.51 frees the state
+#: of a cancelled call while another thread uses it (triton-inference-server/server, pull requests 7840, 8078)
 _SURVIVES_CANCEL = (2, 57)
 
 
 class Channel(Protocol):
-    """Makes unary gRPC calls of bytes."""
+    """Makes unary gRPC calls with serialised messages."""
 
-    #: Whether the server may be told that a call was given up.
+    #: Whether the server may be told of cancelled calls.
     may_cancel: bool
 
     def unary(
@@ -50,7 +50,7 @@ class Channel(Protocol):
         ...
 
     def close(self) -> None:
-        """Close it; calls under way fail."""
+        """Close it; calls in flight fail."""
         ...
 
 
@@ -66,15 +66,15 @@ class AsyncChannel(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close it; calls under way fail."""
+        """Close it; calls in flight fail."""
         ...
 
 
 class TritonTransport:
     """A Triton Inference Server over gRPC.
 
-    In plain text over connections of its own (:mod:`.direct`), which answer sooner; with ``tls``, with
-    ``keep_alive`` and to an address of another form than ``host:port`` by gRPC's library.
+    Plain-text calls use the client's own connections (:mod:`.direct`), which have lower latency. With ``tls``
+    or ``keep_alive``, and for an address that is not ``host:port``, gRPC's library is used.
 
     Parameters
     ----------
@@ -83,10 +83,10 @@ class TritonTransport:
     tls
         Options of an encrypted channel; None is plain text.
     keep_alive
-        Pings on an idle connection; None is no pings.
+        Pings on an idle connection; None sends no pings.
     grpc_library
-        Whether to take gRPC's library whatever else is said: it knows proxies that the environment names, and
-        whatever else an application sets for gRPC.
+        Whether to use gRPC's library in any case. It supports proxies from environment variables, and all
+        other settings of gRPC.
     """
 
     def __init__(
@@ -201,12 +201,12 @@ class AsyncTritonTransport:
 def _direct_address(
     url: str, tls: TLS | None, keep_alive: KeepAlive | None, grpc_library: bool
 ) -> tuple[str, int] | None:
-    """Return where connections of our own go, or None where gRPC's library shall make them."""
+    """Return host and port for the client's own connections, or None to use gRPC's library."""
     return host_and_port(url) if tls is None and keep_alive is None and not grpc_library else None
 
 
 def check_url(url: Any) -> str:
-    """Return an address for gRPC; InvalidInput if it is empty, no text, or a web address."""
+    """Return an address for gRPC; InvalidInput if it is empty, not text, or a URL with a scheme."""
     if not isinstance(url, str) or not url.strip() or "://" in url:
         raise InvalidInput(
             "url: expected host:port of the server's gRPC service, such as 'localhost:8001', "
@@ -225,7 +225,7 @@ def _errors(url: str, model: str | None = None, request_id: str | None = None) -
         raise client_error(error, url, model, request_id) from error
 
 
-#: Number of a data type in a model's configuration → our name of it.
+#: Number of a data type in a model's configuration → the client's name for it.
 _CONFIG_DTYPES: Mapping[int, str] = {
     1: "bool",
     8: "int32",
@@ -239,7 +239,7 @@ _CONFIG_DTYPES: Mapping[int, str] = {
 def _arrays(answer: bytes, url: str, request: InferRequest) -> dict[str, Array]:
     try:
         return read_answer(answer)
-    except Exception as error:  # bytes and shape that do not fit, text cut off, an unknown dtype
+    except Exception as error:  # bytes that do not match the shape, truncated text, an unknown dtype
         raise ProtocolMismatch(
             f"{url}: model {request.model!r}: an answer that can't be read: {error}; is it a Triton "
             "Inference Server that this tritonclient knows?",
@@ -252,7 +252,7 @@ def _config_request(model: str) -> bytes:
 
 
 def _survives_cancel(version: str) -> bool:
-    """Return whether a Triton may be told that a call was given up; one of unknown version may not."""
+    """Return whether a Triton version handles cancelled calls safely; unknown versions do not."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
     return numbers is not None and (int(numbers[1]), int(numbers[2])) >= _SURVIVES_CANCEL
 

@@ -1,1 +1,1 @@
-"""What the compiler made of a workflow, in words: for ``tiercel explain-features``."""
+"""Describe the compiled form of a workflow, for ``tiercel explain-features``."""

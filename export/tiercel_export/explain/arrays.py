@@ -1,4 +1,4 @@
-"""What a step of a feature program keeps in arrays: its layout, entries and bytes."""
+"""The arrays of a step of a feature program: layout, entries and bytes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tiercel_serving.spec import Array
 
 @dataclass(frozen=True)
 class StepTable:
-    """What a step keeps in arrays.
+    """A summary of the arrays of a step.
 
     Parameters
     ----------
     layout
-        In words, such as ``direct`` or ``text hash``; for a step without a lookup its arrays' names.
+        ``direct``, ``hash`` or ``text hash`` for a lookup; otherwise the names of the arrays.
     entries
-        How many keys it holds; None for what is no lookup.
+        The number of keys; None for a step without a lookup.
     nbytes
-        Bytes of all its arrays.
+        Total bytes of its arrays.
     """
 
     layout: str
@@ -28,9 +28,9 @@ class StepTable:
 
 
 def describe_arrays(arrays: Mapping[str, Array]) -> StepTable:
-    """Tell the layout, entries and bytes of a step's arrays, by their names."""
+    """Return the layout, entries and bytes of a step's arrays, recognised by their names."""
     nbytes = sum(array.nbytes for array in arrays.values())
-    # A lookup's arrays may have a prefix.
+    # The arrays of a lookup may have a prefix.
     parts = {name.rpartition(".")[2]: array for name, array in arrays.items()}
     if {"table", "lowest"} <= set(parts):
         return StepTable("direct", _direct_entries(parts), nbytes)
@@ -44,14 +44,14 @@ def _direct_entries(parts: Mapping[str, Array]) -> int:
     table = parts["table"]
     begins = parts["base"].reshape(-1).tolist() if "base" in parts else [0]
     ends = [*begins[1:], len(table)]
-    # The last entry of each column's table is what an unseen key gets, and so is every hole.
+    # The last entry of each column's table is the code of unseen keys, which also fills gaps.
     return sum(
         int((table[begin : end - 1] != table[end - 1]).sum()) for begin, end in zip(begins, ends, strict=True)
     )
 
 
 def _hash_entries(parts: Mapping[str, Array]) -> int:
-    """Count the filled slots and odd keys of each column's table; a shared table counts once."""
+    """Count the filled slots and odd keys of each column's table; shared tables count once."""
     codes, entries = parts["records"][:, -1], 0
     for slots, first, odd, end_odd, missing in {tuple(row[3:]) for row in parts["columns"].tolist()}:
         entries += int((codes[first : first + slots] != missing).sum()) + end_odd - odd

@@ -1,8 +1,8 @@
-"""What the optimiser made of a workflow: the plan that ``tiercel explain-features`` prints.
+"""The plan of a compiled program, which ``tiercel explain-features`` prints.
 
-A program by itself, such as a release holds, tells its steps, tables and outputs. With the workflow at hand
-(``explain_workflow.py``) the plan also says which operators a step was lowered from, what vanished and what
-could not be compiled. A step that this module has never heard of is described by its JSON and its arrays.
+From a program alone, such as one in a release, the plan has its steps, tables and outputs. With the workflow
+(``workflow.py``) it also has the operators that each step was lowered from, dropped columns and refused
+outputs. A step that this module does not know is described by its JSON and its arrays.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tiercel_serving.spec import Array, list_tensor
 from .arrays import StepTable, describe_arrays
 from .registers import path_to, places_of, raw_columns
 
-#: Steps that bring columns in or pick some of a register's, and compute nothing.
+#: Steps that load columns or select rows of a register, and compute nothing.
 MOVING = ("load", "load_list", "load_events", "rows")
-#: What a step's JSON says of its name and of what it reads.
+#: The keys of a step's JSON for its name and what it reads; all others are parameters.
 PLACES = ("op", "in", "rows", "columns", "column")
-#: Each number of rows is timed so many times, or for so long.
+#: Each batch size is timed up to this many times, or for this many seconds.
 TIMES, SECONDS = 300, 1.0
 
 
@@ -37,26 +37,26 @@ class StepPlan:
     Parameters
     ----------
     number
-        Its place in the order.
+        Its position in the program.
     step
         Its name in the artefact.
     columns
-        The columns that run together in it, one for each row of its register, under the names that the
-        workflow gives them there; of a program by itself, the raw columns that they are made of.
+        The columns that it processes together, one for each row of its register, by their names in the
+        workflow; without the workflow, the raw columns that they are computed from.
     reads
         The steps whose registers it reads.
     outputs
-        The features that are columns of its register.
+        The features that are rows of its register.
     lowered_from
-        The operators that it came from; empty where the workflow is not at hand, and for a load.
+        The operators that it was lowered from; empty without the workflow, and for a load.
     parameters
         The rest of its JSON.
     dtype
-        Of its register.
+        dtype of its register.
     table
-        Its arrays, if it has any.
+        A summary of its arrays, if it has any.
     microseconds
-        Median by number of rows, where it was timed.
+        Number of rows → median time, if it was timed.
     """
 
     number: int
@@ -72,22 +72,22 @@ class StepPlan:
 
     @property
     def computes(self) -> bool:
-        """Whether it does more than to bring or pick columns."""
+        """Whether it does more than load or select columns."""
         return self.step not in MOVING
 
 
 @dataclass(frozen=True)
 class OutputPlan(OutputColumn):
-    """One feature, and where it is.
+    """One feature, and where it is packed.
 
     Parameters
     ----------
     packed
-        The tensor that holds it; None for text.
+        The tensor that holds it; None for text and dates, which are not packed.
     position
-        Its column there; None for a list, which is a tensor by itself.
+        Its column in that tensor; None for a list, which is its own tensor.
     path
-        The steps that compute it, in order, its load included.
+        The steps that compute it, in order, including its load.
     """
 
     packed: str | None
@@ -97,14 +97,14 @@ class OutputPlan(OutputColumn):
 
 @dataclass(frozen=True)
 class Vanished:
-    """A column that the workflow has and the program does not.
+    """A column of the workflow that the program does not compute.
 
     Parameters
     ----------
     column
         Its name where it was made.
     operator
-        What made it; None for a raw column or a label.
+        The operator that made it; None for a raw column or a label.
     reason
         Why it is not needed.
     """
@@ -123,8 +123,8 @@ class Refusal:
     output
         The feature.
     operator, column, reason, remedy
-        As in :class:`~tiercel_export.errors.UnsupportedOperator`; operator and remedy are empty where the
-        raw column itself can't be served.
+        As in :class:`~tiercel_export.errors.UnsupportedOperator`; operator and remedy are empty if the raw
+        column itself can't be served.
     """
 
     output: str
@@ -147,16 +147,16 @@ class PartPlan:
     steps, outputs
         In order.
     applications
-        How often the workflow applies an operator to a column of this part, those that only choose, rename
-        or tag not counted; None where the workflow is not at hand.
+        The number of times that the workflow applies an operator to a column of this part, not counting
+        operators that only select, rename or tag; None without the workflow.
     merged
-        Columns that the workflow computes more than once, and the program once.
+        Columns that the workflow computes more than once, but the program only once.
     vanished
-        What the part's operators make and no output needs.
+        Columns that the part's operators make and no output needs.
     refused
-        What can't be compiled; the plan leaves it out.
+        Outputs that can't be compiled; the plan leaves them out.
     total_us
-        Median microseconds of the whole program by number of rows, where it was timed.
+        Number of rows → median microseconds of the whole program, if it was timed.
     """
 
     part: str
@@ -171,7 +171,7 @@ class PartPlan:
 
     @property
     def computing(self) -> int:
-        """How many steps compute something."""
+        """The number of steps that compute something."""
         return sum(step.computes for step in self.steps)
 
     @property
@@ -181,7 +181,7 @@ class PartPlan:
 
     @property
     def chains(self) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-        """Features that share all their steps, more than one, and the steps that compute them."""
+        """Groups of several features that share all of their computing steps, with those steps."""
         sharing: dict[tuple[int, ...], list[str]] = {}
         for output in self.outputs:
             computing = tuple(number for number in output.path if self.steps[number].computes)
@@ -211,33 +211,33 @@ class PartPlan:
 
 @dataclass(frozen=True)
 class Origins:
-    """Where the columns of a program come from, as far as the workflow tells.
+    """Where the columns of a program come from in the workflow.
 
     Parameters
     ----------
     names
-        What the workflow calls a column, by its step and its row in the step's register.
+        (step, row in its register) → the column's name in the workflow.
     operators
-        The operators that a step was lowered from.
+        Step → the operators that it was lowered from.
     """
 
     names: Mapping[tuple[int, int], str] = field(default_factory=dict)
     operators: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
-#: Nothing is known of a program by itself.
+#: The origins of a program without its workflow.
 UNKNOWN = Origins()
 
 
 def explain_program(
     document: Mapping[str, Any], arrays: Mapping[str, Array], origins: Origins = UNKNOWN
 ) -> PartPlan:
-    """Tell what a program does.
+    """Return the plan of a program.
 
     Parameters
     ----------
     document, arrays
-        The program, as :class:`~tiercel_serving.features.FeatureProgram` takes it.
+        The program, as for :class:`~tiercel_serving.features.FeatureProgram`.
     origins
         Where its columns come from.
     """
@@ -275,7 +275,7 @@ def _owner(array: str) -> int:
 def _empty_registers(
     program: FeatureProgram, steps: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]
 ) -> Any:
-    """Run the steps on no rows: how many columns each makes, and of which dtype."""
+    """Return the registers of a run on zero rows, which show each step's number of columns and dtype."""
     columns = {column.name: null_column(column.dtype, column.is_list, 0) for column in program.inputs}
     registers: list[Any] = []
     with np.errstate(all="ignore"):
@@ -316,11 +316,11 @@ def time_plan(
     document, arrays
         The program.
     batches
-        Columns by number of rows.
+        Number of rows → the program's input columns.
 
     Returns
     -------
-    The plan with median microseconds. A step's time holds some 0.1 µs of the clock itself.
+    The plan with median microseconds. A step's time includes about 0.1 µs for reading the clock.
     """
     program, steps = FeatureProgram(document, arrays), open_steps(document["steps"], arrays)
     of_steps: list[dict[int, float]] = [{} for _ in steps]
@@ -335,7 +335,7 @@ def time_plan(
 
 
 def _repeat(call: Callable[[], list[float]]) -> list[float]:
-    """Return the median of each of a call's figures."""
+    """Return the median of each figure that repeated calls return, after one warm-up call."""
     call()
     spent, end = [call()], time.perf_counter() + SECONDS
     while len(spent) < TIMES and time.perf_counter() < end:

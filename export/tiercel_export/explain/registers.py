@@ -1,4 +1,4 @@
-"""Where a step of a feature program reads: registers, their rows, and the raw columns behind them."""
+"""What a step of a feature program reads: registers, their rows, and the raw columns they come from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def places_of(step: Mapping[str, Any]) -> list[tuple[int, int | None]]:
-    """Return the (register, row) that a step reads; a row of None is all of them."""
+    """Return the (register, row) pairs that a step reads; a row of None means all rows."""
     source = step.get("in")
     if source is None:
         return []
@@ -22,7 +22,7 @@ def raw_columns(
     reads: Sequence[Sequence[tuple[int, int | None]]],
     heights: Sequence[int],
 ) -> list[list[str]]:
-    """Return what each row of each register is made of, as ``a`` or ``a × b``."""
+    """Return the raw columns of each row of each register, as ``a`` or ``a × b``."""
     names: list[list[str]] = []
     for step, places, height in zip(steps, reads, heights, strict=True):
         if places:
@@ -36,7 +36,7 @@ def raw_columns(
 
 
 def path_to(register: int, reads: Sequence[Sequence[tuple[int, int | None]]]) -> tuple[int, ...]:
-    """Return the steps behind a register, in order: a step reads earlier ones only."""
+    """Return the steps that compute a register, in order; a step reads only earlier ones."""
     behind = {register}
     for number in range(register, -1, -1):
         if number in behind:

@@ -1,4 +1,4 @@
-"""The plan of a workflow: what each step was lowered from, what vanished, what could not be compiled."""
+"""The plan of a workflow: the origin of each step, columns that were dropped, outputs that were refused."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class WorkflowPlan:
     parts
         The plan of each part that has outputs.
     programs
-        Their programs, without what is refused.
+        Their programs, without refused outputs.
     vanished
         Labels, and raw columns that no part reads.
     applications
-        How often the whole workflow applies an operator to a column, labels included.
+        The number of times that the whole workflow, including labels, applies an operator to a column.
     """
 
     parts: tuple[PartPlan, ...]
@@ -37,18 +37,18 @@ class WorkflowPlan:
 
 
 def explain_workflow(cut: WorkflowParts, *, part: str | None = None) -> WorkflowPlan:
-    """Compile the parts of a workflow and tell what became of them.
+    """Compile the parts of a workflow and describe the result.
 
     Parameters
     ----------
     cut
         The workflow.
     part
-        ``user`` or ``item`` alone; None is both.
+        ``user`` or ``item``; None is both.
 
     Returns
     -------
-    The plan. Outputs that can't be compiled are named in it, and the rest is planned without them.
+    The plan. It lists outputs that can't be compiled, and covers the program without them.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def _unserved(cut: WorkflowParts, parts: Sequence[PartPlan]) -> Iterator[Vanishe
             yield Vanished(name, None, why if readers else "no output needs it")
 
 
-# --------------------------------------------------------------------------------------------- watching
+# -------------------------------------------------------------------------------------------- observing
 
 
 def _observe(cut: WorkflowParts, part: str | None) -> _Seen:
@@ -128,20 +128,20 @@ def _observe(cut: WorkflowParts, part: str | None) -> _Seen:
 
 
 class _Seen:
-    """What a walk over the graph saw: which operators made which columns, and how often one was applied."""
+    """Observations of a trace: which operators made which columns, and how often operators were applied."""
 
     def __init__(self) -> None:
         self.applications = 0
-        #: The operators that made an expression or what it is computed from, since the node's input.
+        #: Expression → the operators of the nodes that made it, or made a column that is computed from it.
         self.operators: dict[Expression, dict[str, None]] = {}
-        #: The name under which an expression was first made.
+        #: Expression → its first name.
         self.names: dict[Expression, str] = {}
-        #: How many nodes made an expression.
+        #: Expression → how many nodes made it.
         self.times: Counter[Expression] = Counter()
         self.outputs: Columns = {}
 
     def node(self, node: Any, given: Columns, made: Columns) -> None:
-        """Take note of what one node of the graph did."""
+        """Record the columns that one node of the graph read and made."""
         for name, expression in given.items():
             self.names.setdefault(expression, name)
         if node.op is None or node.op.is_subgraph:
@@ -163,13 +163,13 @@ class _Seen:
 
 
 def _only_moves(op: Any) -> bool:
-    """Tell operators that choose, rename or tag columns."""
+    """Return whether an operator only selects, renames or tags columns."""
     entry = TABLE.get(key_of(op))
     return entry is not None and entry.lower is not None and entry.lower.__module__.endswith(".structure")
 
 
 def _collect(expression: Expression, found: set[Expression], stop: set[Expression] | None = None) -> None:
-    """Add an expression and all that it is computed from, but what ``stop`` holds."""
+    """Add to ``found`` an expression and all that it is computed from, except those in ``stop``."""
     if expression in found or (stop is not None and expression in stop):
         return
     found.add(expression)
@@ -178,7 +178,7 @@ def _collect(expression: Expression, found: set[Expression], stop: set[Expressio
 
 
 def _origins(document: Mapping[str, Any], seen: _Seen) -> Origins:
-    """Find which expression lies in which row of which step, by walking both from the outputs back."""
+    """Find the expression of each row of each step, by walking both back from the outputs."""
     at: dict[tuple[int, int], Expression] = {}
 
     def walk(expression: Expression, number: int, row: int) -> None:
@@ -186,7 +186,7 @@ def _origins(document: Mapping[str, Any], seen: _Seen) -> Origins:
         if step["op"] == "rows":
             walk(expression, step["in"], step["rows"][row])
             return
-        # A step that stands for several expressions would be left without origins, not with wrong ones.
+        # On a mismatch a row gets no origin, which is better than a wrong one.
         if step["op"] != expression.op or (number, row) in at:
             return
         at[number, row] = expression

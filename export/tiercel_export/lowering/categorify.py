@@ -1,7 +1,7 @@
 """Categorify: from the fitted vocabulary files to lookup tables.
 
-The ids are read from the files, never counted again: which of two equally frequent values comes first
-depends on a sort at fit.
+The ids are read from the files, never recomputed: the order of equally frequent values depends on a sort
+during the fit.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def read_categories(path: str, columns: Sequence[str], *, below: int | None) -> 
     columns
         The columns of values: one, or those of a combination.
     below
-        NVTabular moves ids up by this much if the first lies below it (a file without a stored index);
-        None never does.
+        NVTabular shifts all ids up by this much if the first id is below it (a file without a stored index).
+        None never shifts.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def read_categories(path: str, columns: Sequence[str], *, below: int | None) -> 
     Raises
     ------
     WorkflowError
-        The file is missing or unreadable, has no such column, or a value or an id twice.
+        The file is missing or unreadable, lacks a column, or contains a value or an id twice.
     """
     import pandas as pd
 
@@ -73,7 +73,7 @@ def read_categories(path: str, columns: Sequence[str], *, below: int | None) -> 
 
 
 def vocabulary_of(op: Any, name: str) -> Vocabulary:
-    """Read the vocabulary that a fitted Categorify has for a column."""
+    """Read the vocabulary of a column from a fitted Categorify."""
     storage = _storage(op, name)
     return _vocabulary(_categories(op, storage, [storage], 1), op.categories[storage])
 
@@ -95,7 +95,7 @@ def _categories(op: Any, storage: str, columns: Sequence[str], oov: int) -> Any:
 
 
 def _storage(op: Any, name: str) -> str:
-    """Return the name under which a column's vocabulary is kept: that of its group if encoded jointly."""
+    """Return the name under which a column's vocabulary is stored; its group's if encoded jointly."""
     return str(op.storage_name.get(name, name) if op.encode_type == "joint" else name)
 
 
@@ -104,10 +104,10 @@ def _part_number(file: Path) -> int:
 
 
 def lower_categorify(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """Vocabulary id; 1 for null, 2 for a value not in the vocabulary (and for a null inside a list).
+    """Encode as vocabulary id; 1 for null, 2 for an unseen value (and for a null inside a list).
 
-    A combination of columns (``encode_type="combo"``) is null if all of them are; with some nulls it is a
-    value like any other.
+    A combination of columns (``encode_type="combo"``) is null if all of its columns are null. If only some
+    are null, it is a value like any other.
     """
     groups = _groups(op, names, where)
     made = {
@@ -125,7 +125,7 @@ def _or_refused(op: Any, name: str, group: list[str], sources: list[Expression],
 
 
 def files_of_vocabularies(op: Any, selector: Any) -> list[tuple[str, str]]:
-    """Return each column or group of a node with the file that its fit wrote; not those that a user gave."""
+    """Return each column or group of a node with the file that its fit wrote, except files given by users."""
     own = os.path.join(op.out_path, "categories")
     given = [path for path in op.vocabs.values() if not path.startswith(own)]
     names = [g if isinstance(g, str) else op.name_sep.join(g) for g in selector.grouped_names]
@@ -134,7 +134,7 @@ def files_of_vocabularies(op: Any, selector: Any) -> list[tuple[str, str]]:
 
 
 def _groups(op: Any, names: Sequence[str], where: Where) -> dict[str, list[str]]:
-    """Return what each output encodes: itself, or the columns of a combination."""
+    """Return the columns that each output encodes: its own, or those of a combination."""
     if op.encode_type == "joint":
         return {name: [name] for name in names}
     groups = [[group] if isinstance(group, str) else [*group] for group in where.selector.grouped_names]
@@ -199,7 +199,7 @@ def _combination(
 
 
 def _held(ids: npt.NDArray[np.int64] | np.int64, dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:
-    """Return ids as the output's dtype holds them: int8 makes -128 of 128."""
+    """Return ids with the output dtype's overflow: int8 turns 128 into -128."""
     return np.asarray(ids.astype(dtype).astype(np.int64) if dtype.kind in "iu" else ids)
 
 
@@ -208,11 +208,11 @@ def _encoded(dtype: np.dtype[Any]) -> str:
 
 
 def _oov_ids(op: Any, name: str, storage: str, group: list[str], where: Where) -> int:
-    """Return how many ids are kept for unseen values; refuse if a hash spreads values over them.
+    """Return how many ids are reserved for unseen values; refuse if a hash spreads values over them.
 
-    NVTabular looks the number up by the vocabulary's name, and hashes by that of the first column or of the
-    combination. Neither knows a joint vocabulary if ``num_buckets`` is an integer: all unseen values share
-    id 2 then.
+    NVTabular looks this number up by the vocabulary's name, but hashes by the name of the first column or of
+    the combination. If ``num_buckets`` is an integer, neither lookup finds a joint vocabulary, and all unseen
+    values share id 2.
     """
     buckets = op.num_buckets
     if isinstance(buckets, int):
@@ -231,7 +231,7 @@ def _oov_ids(op: Any, name: str, storage: str, group: list[str], where: Where) -
 
 
 def _check_size(op: Any, name: str, storage: str, path: str, frame: Any, where: Where) -> None:
-    """Compare a vocabulary with the size that the schema keeps from the fit."""
+    """Check a vocabulary against the cardinality that the fit stored in the schema."""
     schema = where.schema[name] if where.schema is not None and name in where.schema.column_names else None
     properties = schema.properties if schema is not None else {}
     size = properties.get("embedding_sizes", {}).get("cardinality")

@@ -1,9 +1,9 @@
-"""The conditions of filters: what a function of a data frame asks of each row, found by calling it once.
+"""Conditions of filters: trace a filter's function once to find the condition that it applies to each row.
 
-The function gets a stand-in for the frame, which writes down comparisons instead of computing them. It knows
-``df["a"] > 3`` and the like between columns and numbers or text, ``==`` and ``!=``, ``isin``, ``between``,
-``isna``, ``notna``, ``&``, ``|``, ``^`` and ``~``, and gives back the condition or ``df[condition]``.
-Whatever else the function does, such as looking at the whole frame, raises :class:`Untold`.
+The function is called with a stand-in for the data frame, which records comparisons instead of computing
+them. It supports ``df["a"] > 3`` and other comparisons of columns with numbers, text or columns, ``==`` and
+``!=``, ``isin``, ``between``, ``isna``, ``notna``, ``&``, ``|``, ``^`` and ``~``. The function returns the
+condition or ``df[condition]``. Anything else, such as an aggregation over the frame, raises :class:`Untold`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .expressions import INTEGER_DTYPES, REFUSED, Expression, Where, apply, comb
 
 
 class Untold(Exception):
-    """The function does something else than compare columns."""
+    """The function does something other than compare columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Condition:
     kind
         ``compare``, ``columns``, ``in``, ``null``, ``true``, ``not``, ``and``, ``or`` or ``xor``.
     parts
-        Columns, values or conditions that it is about.
+        Its operands: columns, values or conditions.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Condition:
         raise Untold(f"it uses .{name} of a comparison")
 
     def columns(self) -> set[str]:
-        """Return the columns that it is about."""
+        """Return the names of the columns that it reads."""
         found = set()
         for part in self.parts:
             if isinstance(part, Condition):
@@ -68,13 +68,13 @@ class Condition:
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """A column of the frame, where a condition names it."""
+    """A column of the frame, as an operand of a condition."""
 
     name: str
 
 
 class _Column:
-    """A column of the stand-in."""
+    """A column of the stand-in frame."""
 
     def __init__(self, name: str) -> None:
         self._name = Named(name)
@@ -144,7 +144,7 @@ class _Column:
 
 
 class _Frame:
-    """The stand-in for a frame; a ``kept`` one has passed a condition."""
+    """The stand-in for a data frame; ``kept`` is the condition that it was filtered by, if any."""
 
     def __init__(self, names: Iterable[str], kept: Condition | None = None) -> None:
         self._names, self._kept = frozenset(names), kept
@@ -172,7 +172,7 @@ class _Frame:
 
 
 def condition(value: Any) -> Condition:
-    """Return what stands in for a boolean column as a condition."""
+    """Return a stand-in column or a condition as a condition."""
     if isinstance(value, _Column):
         return value._true()
     if isinstance(value, Condition):
@@ -181,19 +181,19 @@ def condition(value: Any) -> Condition:
 
 
 def condition_of(function: Callable[[Any], Any], names: Iterable[str]) -> Condition:
-    """Return what a filter's function asks of each row.
+    """Return the condition that a filter's function applies to each row.
 
     Parameters
     ----------
     function
-        Takes a data frame and gives back a boolean column, or the frame without some rows.
+        Takes a data frame and returns a boolean column, or the frame without some rows.
     names
         The columns that the frame has.
 
     Raises
     ------
     Untold
-        The function does something else than compare columns.
+        The function does something other than compare columns.
     """
     try:
         answer = function(_Frame(names))
@@ -207,7 +207,7 @@ def condition_of(function: Callable[[Any], Any], names: Iterable[str]) -> Condit
 
 
 def not_null(names: Iterable[str]) -> Condition:
-    """Return the condition that none of some columns is null."""
+    """Return the condition that none of the given columns is null."""
     return reduce(lambda a, b: a & b, [_Column(name).notna() for name in names])
 
 
@@ -215,7 +215,7 @@ def not_null(names: Iterable[str]) -> Condition:
 
 
 def lower_condition(asked: Condition, columns: Mapping[str, Expression], where: Where) -> Expression:
-    """Return a condition as a column of booleans."""
+    """Return a condition as a boolean column."""
     if asked.kind in ("and", "or", "xor"):
         sides = [lower_condition(part, columns, where) for part in asked.parts]
         shared = {"operator": asked.kind, "compute": "bool"}

@@ -1,4 +1,4 @@
-"""Typed column expressions: what one column of the workflow is, before columns are grouped into steps."""
+"""Typed column expressions: how each column is computed, before columns are grouped into steps."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from ..errors import UnsupportedOperator, WorkflowError
 
-#: dtypes of NVTabular columns that travel and compute as int64.
+#: dtypes of NVTabular columns that are sent and computed as int64.
 INTEGER_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 
 #: ``op`` of a column that can't be compiled.
 REFUSED = "refused"
-#: Those of a column that is as it came.
+#: ``op`` of an input column.
 RAW = ("load", "load_list", "load_events")
 
 
@@ -24,14 +24,14 @@ RAW = ("load", "load_list", "load_events")
 class Expression:
     """One column: an operation on other columns, or an input.
 
-    Two equal expressions are the same column, so that what the graph writes twice is computed once.
+    Equal expressions are one column, so a computation that the graph contains twice runs once.
 
     Parameters
     ----------
     op
         Name of the runtime step (a key of ``tiercel_serving.features.steps.STEPS``).
     sources
-        The columns that it is computed from, nearly always one; none for an input.
+        The columns that it is computed from, almost always one; none for an input.
     shared
         Parameters that all columns of one vectorised step must have in common.
     own
@@ -43,17 +43,19 @@ class Expression:
     is_list
         Whether each row is a list.
     axis
-        None for a column of rows. A column of a session's events, which ``Groupby`` makes rows of, has the
-        conditions of the filters that its events have passed.
+        None for a column with one value per row. For a column of a session's events, which ``Groupby``
+        aggregates into rows: the conditions of the filters that its events have passed.
     of_key
-        Whether all events of a session have one value, so that the program holds it once a row.
+        Whether all events of a session share one value, so that the program holds it once per row.
 
     Attributes
     ----------
     mixed
-        Whether columns of several axes are computed together somewhere, which no program can.
+        Whether it combines, anywhere below, columns of different axes, which no program can do.
+    depth
+        Length of the longest path to an input; 0 for an input.
     inputs, events
-        The raw columns behind it, and those of them that hold the events of a session.
+        Names of the raw columns that it depends on, and of those among them that hold a session's events.
     """
 
     op: str
@@ -63,7 +65,7 @@ class Expression:
     physical: str
     dtype: str
     is_list: bool
-    # Both follow from what is compared, or do not change what the program computes.
+    # Not compared: these follow from the fields above, or do not change what the program computes.
     axis: tuple[Expression, ...] | None = field(default=None, compare=False)
     of_key: bool = field(default=False, compare=False)
     mixed: bool = field(init=False, compare=False)
@@ -75,7 +77,7 @@ class Expression:
         own = dict(self.own)
         read = [source.inputs for source in self.sources] or [frozenset([own["name"]])]
         depth = 1 + max((source.depth for source in self.sources), default=-1)
-        # Rows, a session's key, its events, and events that other filters left have lengths of their own.
+        # Rows, a session's key, its events, and differently filtered events all differ in length.
         kinds = {(source.axis, source.of_key) for source in self.sources}
         mixed = len(kinds) > 1 or any(source.mixed for source in self.sources)
         object.__setattr__(self, "mixed", mixed)
@@ -96,40 +98,40 @@ class Expression:
 
     @property
     def time_unit(self) -> str | None:
-        """Of a column of dates and times, what its int64 values count since 1970: ``ns``, say; else None."""
+        """Unit of a datetime column's int64 values, which count from 1970 (such as ``ns``), or None."""
         return np.datetime_data(self.dtype)[0] if self.dtype.startswith("datetime64") else None
 
     @property
     def is_ragged(self) -> bool:
-        """Whether the program holds as many values for a row as the row has elements or events."""
+        """Whether the program holds one value per element or event of a row, not one per row."""
         return self.is_list or (self.axis is not None and not self.of_key)
 
 
 Columns: TypeAlias = dict[str, Expression]
-#: ``lower(operator, names, columns, where)``: what a node's operator makes of its input frame.
+#: ``lower(operator, names, columns, where)``: a node's output columns, given the columns of its input frame.
 Lowering: TypeAlias = Callable[[Any, list[str], Mapping[str, Expression], "Where"], Columns]
 
 
 @dataclass(frozen=True)
 class Where:
-    """What a lowering needs to name itself in an error, and the node's own schema.
+    """The node that is being lowered: what a lowering needs besides the operator, and for its errors.
 
     Parameters
     ----------
     operator
         Class name of the operator.
     selector
-        The node's resolved column selector, with its groups.
+        The node's resolved column selector with its groups, restricted to the columns that are traced.
     nested
-        What a nested graph makes of an input frame.
+        ``nested(graph, columns)``: the output columns of a nested graph for an input frame.
     whole
-        The selector with the columns of all parts.
+        The selector without that restriction: the columns of all parts.
     schema
         The schema of the node's output.
     target_encoding
         As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
     shared
-        Files of fitted state that several operators keep theirs in, and who they are.
+        Real path of a state file that several operators write to → a description of those operators.
     """
 
     operator: str
@@ -141,7 +143,7 @@ class Where:
     shared: Mapping[str, str] = field(default_factory=dict)
 
     def own_file(self, column: str, path: str) -> str:
-        """Return the path of fitted state, or refuse a file that the fit of another operator overwrote."""
+        """Return the path of a fitted state file, or refuse one that several operators overwrote."""
         owners = self.shared.get(os.path.realpath(path))
         if owners is None:
             return path
@@ -153,7 +155,7 @@ class Where:
         )
 
     def refuse(self, column: str, reason: str, remedy: str) -> UnsupportedOperator:
-        """Return the error that says why this column can't be compiled."""
+        """Return (not raise) the error that says why this column can't be compiled."""
         return UnsupportedOperator(self.operator, column, reason, remedy)
 
 
@@ -164,18 +166,18 @@ def input_column(name: str, physical: str, dtype: str, is_list: bool) -> Express
 
 
 def event_column(name: str, physical: str, dtype: str, session: Sequence[str]) -> Expression:
-    """Return the expression of a raw column of a session's events, ``session`` being all of those."""
+    """Return the expression of a raw column of a session's events; ``session`` names all such columns."""
     shared = (("session", tuple(session)),)
     return Expression("load_events", (), shared, (("name", name),), physical, dtype, False, axis=())
 
 
 def refused_column(source: Expression, error: WorkflowError) -> Expression:
-    """Return what stands for a column that can't be compiled, until somebody needs it."""
+    """Return a placeholder for a column that can't be compiled; its error is raised only if it is used."""
     return apply(REFUSED, source, own={"error": error})
 
 
 def unreadable_column(name: str, error: WorkflowError) -> Expression:
-    """Return what stands for a column of which nothing but the error is known, until somebody needs it."""
+    """Return such a placeholder for a raw column, of which only the name and the error are known."""
     return Expression(REFUSED, (), (), (("error", error), ("name", name)), "bytes", "bytes", False)
 
 
@@ -189,7 +191,7 @@ def apply(
     dtype: str | None = None,
     is_list: bool | None = None,
 ) -> Expression:
-    """Return the expression ``op(source)``; types that are not given stay the source's."""
+    """Return the expression ``op(source)``; types that are not given are those of the source."""
     return combine(
         op,
         (source,),
@@ -213,9 +215,9 @@ def combine(
 ) -> Expression:
     """Return the expression ``op(*sources)``.
 
-    With more than one source it is a step by itself, whose JSON has ``"in": [[register, row], …]``; with
-    one source columns alike share a step, whose JSON has ``"in": register``. Sources of several axes make
-    it ``mixed``, which the tracer refuses.
+    With several sources it is a step of its own, whose JSON has ``"in": [[register, row], …]``. With one
+    source, similar columns share a step, whose JSON has ``"in": register``. Sources with different axes
+    make it ``mixed``, which the tracer refuses.
     """
     return Expression(
         op,
@@ -231,14 +233,14 @@ def combine(
 
 
 def cast(source: Expression, physical: str) -> Expression:
-    """Return the column in a float dtype, nulls as NaN."""
+    """Return the column as ``physical``, a float dtype, with nulls as NaN."""
     if source.physical == physical:
         return source
     return apply("cast", source, shared={"dtype": physical}, physical=physical, dtype=physical)
 
 
 def with_elements(source: Expression, name: str, where: Where) -> Expression:
-    """Return the column, or refuse lists whose null rows FillMissing made a text of."""
+    """Return the column, or refuse lists whose null rows FillMissing replaced with text."""
     text = dict(source.own).get("text") if source.op == "fill_rows" else None
     if text is not None:
         raise where.refuse(

@@ -1,4 +1,4 @@
-"""Filter and Dropna: they drop events of a session before ``Groupby``, and rows nowhere."""
+"""Filter and Dropna: before ``Groupby`` they drop events of a session; they never drop served rows."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from ..errors import WorkflowError
 from .conditions import Condition, Untold, condition_of, lower_condition, not_null
 from .expressions import Columns, Expression, Where, combine, refused_column
 
-#: The choice by which operators that drop rows keep them when served.
+#: Value of ``rows`` with which operators that drop rows keep them when served.
 KEEP = "keep"
 
 
 def lower_filter(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``df[f(df)]`` of the whole frame: of a session's events those for which the condition holds.
+    """``df[f(df)]`` of the whole frame: keep a session's events for which the condition holds.
 
-    The tracer asks for it only if the frame holds events, or rows are kept.
+    The tracer calls it only if the frame holds events, or if rows are kept.
     """
     return _filtered(lambda: condition_of(op.f, columns), columns, where)
 
 
 def lower_dropna(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``df.dropna(subset=names)`` of the whole frame: the events that have no null in one of ``names``."""
+    """``df.dropna(subset=names)`` of the whole frame: keep the events without a null in ``names``."""
     chosen = [name for name in where.whole.names if name in columns] if where.whole is not None else names
-    # A session stays without its key, too.
+    # A session with a null key is kept.
     asked = [name for name in chosen or columns if not columns[name].of_key]
     return _filtered(lambda: not_null(asked), columns, where)
 
@@ -52,7 +52,7 @@ def _why(raised: Exception, name: str, where: Where) -> WorkflowError:
 
 
 def _kept(column: Expression, condition: Expression) -> Expression:
-    """Return the events that are left; a key is that of the same session."""
+    """Return the events that remain; a key keeps its values and records the condition in its axis."""
     if column.of_key and column.axis is not None:
         return replace(column, axis=(*column.axis, condition))
     kept = combine(
@@ -66,13 +66,13 @@ def _kept(column: Expression, condition: Expression) -> Expression:
 
 
 def columns_of_filter(op: Any, selector: Any) -> dict[str, list[str]]:
-    """Return what each column of a filter of events is computed from: itself, and the condition's."""
+    """Return the columns that each filtered column of events is computed from: itself and the condition's."""
     names = list(selector.names)
     return _with_condition(lambda: condition_of(op.f, names), names)
 
 
 def columns_of_dropna(op: Any, selector: Any) -> dict[str, list[str]]:
-    """Return the same for Dropna."""
+    """Return the columns that each column is computed from, as :func:`columns_of_filter`, for Dropna."""
     names = list(selector.names)
     return _with_condition(lambda: not_null(names), names)
 

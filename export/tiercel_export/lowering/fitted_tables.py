@@ -1,4 +1,4 @@
-"""Statistics that operators keep by group: the files that JoinGroupby and TargetEncoding read."""
+"""Fitted statistics by group: the files that JoinGroupby and TargetEncoding read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from ..errors import WorkflowError
 from .expressions import Columns, Expression, Where, refused_column
 
-#: A refusal's words for an operator whose state is missing.
+#: Reason and remedy in the refusal of an operator without fitted state.
 UNFITTED = ("it has no fitted statistics", "Fit the workflow before it is compiled")
 
 
 def read_statistics(path: str, keys: Sequence[str], statistics: Sequence[str]) -> Any:
-    """Read one ``cat_stats.<name>.parquet``: a row for each group, its keys distinct.
+    """Read one ``cat_stats.<name>.parquet``, with one row for each group.
 
     Parameters
     ----------
@@ -23,8 +23,8 @@ def read_statistics(path: str, keys: Sequence[str], statistics: Sequence[str]) -
     keys
         The key columns.
     statistics
-        The columns that the fit wrote beside the keys. Two operators that share a folder overwrite each
-        other's file, which shows here.
+        The columns that the fit wrote beside the keys. A file with others was overwritten by another operator
+        that shares the folder.
 
     Raises
     ------
@@ -59,22 +59,22 @@ def read_statistics(path: str, keys: Sequence[str], statistics: Sequence[str]) -
 
 
 def group_names(where: Where, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the node's groups of columns that are all among the names, single columns as groups of one."""
+    """Return the node's groups whose columns are all in ``names``; a single column is a group of one."""
     groups = [(group,) if isinstance(group, str) else tuple(group) for group in where.selector.grouped_names]
     return [group for group in groups if set(group) <= set(names)]
 
 
 def each_group(where: Where, names: Sequence[str], columns: Any, lower: Any, outputs: Any) -> Columns:
-    """Lower group by group; what is refused stops that group's outputs alone.
+    """Lower group by group; a refusal blocks only the outputs of its group.
 
     Parameters
     ----------
     where, names, columns
         As a lowering gets them.
     lower
-        ``lower(group, sources)`` gives the group's columns.
+        ``lower(group, sources)`` returns the group's output columns.
     outputs
-        ``outputs(group)`` names them.
+        ``outputs(group)`` returns their names.
     """
     made: Columns = {}
     for group in group_names(where, names):

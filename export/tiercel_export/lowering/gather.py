@@ -1,6 +1,6 @@
-"""Columns of a fitted table, taken by row number.
+"""Columns of a fitted table, gathered by row number.
 
-The table's rows are followed by one more, which answers for keys that the table does not have.
+One extra row after the table's last is the answer for keys that the table does not contain.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from .vocabulary import utf8
 
 @dataclass(frozen=True)
 class TableColumn:
-    """One column of a fitted table, with the row for unseen keys. Equal by source and column.
+    """One column of a fitted table, with the row for unseen keys. Compared by source and column.
 
     Parameters
     ----------
     source, column
         The table, and the column's name in it.
     values
-        ``[R + 1]`` int64, float32, float64, or objects that are ``bytes``; of lists, all their elements.
+        ``[R + 1]`` int64, float32, float64, or objects that are ``bytes``. For a list column, the elements
+        of all rows, concatenated.
     valid
-        As long as ``values``; False is null. None in a float column, where a null is NaN, and where
-        nothing is null.
+        bool, as long as ``values``; False is null. None for floats, where a null is NaN, and where nothing
+        is null.
     offsets
-        ``[R + 2]`` of a list column: where each row's elements begin and end.
+        ``[R + 2]`` int64, for a list column: where each row's elements begin and end.
     row_valid
-        ``[R + 1]`` of a list column: False is a null list.
+        ``[R + 1]`` bool, for a list column: False is a null list.
     """
 
     source: str
@@ -44,25 +45,25 @@ class TableColumn:
 def gather(
     index: Expression, series: Any, *, source: str, where: Where, unseen: int | float | None = None
 ) -> Expression:
-    """Return a column of a fitted table by row number.
+    """Return a column of a fitted table, gathered by row number.
 
     Parameters
     ----------
     index
-        The row number of each row; that after the last is an unseen key.
+        The table row of each row; the number after the last row stands for an unseen key.
     series
         The table's column: numbers, booleans, text, or lists of those.
     source
-        Names the table.
+        Identifies the table.
     where
         Names the operator in a refusal.
     unseen
-        The answer for an unseen key; None is null.
+        The answer for an unseen key, for numbers and booleans; None is null.
 
     Raises
     ------
     UnsupportedOperator
-        No program can carry such values.
+        A program can't hold values of this type.
     """
     name, null = str(series.name), series.isna().to_numpy()
     dtype = series.dtype
@@ -109,7 +110,7 @@ def _gather_list(index: Expression, series: Any, row_valid: Any, source: str, wh
 
 
 def _elements(rows: list[Any], name: str, source: str, where: Where) -> tuple[Any, Any, str]:
-    """Return all elements end to end, which are not null, and their dtype."""
+    """Return the concatenated elements, which are valid (None if all), and NVTabular's dtype of them."""
     import pandas as pd
 
     arrays = {row.dtype for row in rows if isinstance(row, np.ndarray) and row.dtype != np.object_}
@@ -117,7 +118,7 @@ def _elements(rows: list[Any], name: str, source: str, where: Where) -> tuple[An
     flat = [value.item() if isinstance(value, np.generic) else value for value in flat]
     null = pd.isna(pd.Series(flat, dtype=object)).to_numpy()
     valid = ~null if null.any() else None
-    types = {type(value) for value in flat if value is not None}  # NaN makes a list one of floats
+    types = {type(value) for value in flat if value is not None}  # a NaN makes the elements floats
     if len(arrays) == 1 and all(isinstance(row, np.ndarray) for row in rows if len(row)):
         dtype = arrays.pop()
     elif types <= {str}:

@@ -1,4 +1,4 @@
-"""Groupby by the key of a session: each served row is one session, whose events come as lists."""
+"""Groupby by a session key: each served row is one session, whose events arrive as lists."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from ..errors import UnsupportedOperator
 from .expressions import REFUSED, Columns, Expression, Where, apply, cast, combine, refused_column
 
-#: Aggregations whose result depends on the order of the events: sums for their roundings, extremes of floats
-#: for the sign of zero.
+#: Aggregations whose result depends on the order of the events: sums because of rounding, float extremes
+#: because of the sign of zero.
 _ORDERED = ("list", "first", "last", "sum", "mean", "min", "max")
-#: What NVTabular makes of every column whose name ends so.
+#: Name ending (a regular expression) → the aggregation by whose dtype NVTabular casts such a column.
 _CASTS = (("(count|nunique)", "count"), ("(mean|median|std|var|sum)", "sum"))
 
 
@@ -25,7 +25,7 @@ def lower_groupby(op: Any, names: list[str], columns: Mapping[str, Expression], 
             try:
                 out[key] = _key(op, key, columns[key], where)
             except UnsupportedOperator as error:
-                out[key] = refused_column(columns[key], error)  # what else is grouped may be compiled
+                out[key] = refused_column(columns[key], error)  # other columns may still compile
     listed, others = _aggregations(op, where.selector)
     for name in names:
         if name in op.groupby_cols:
@@ -45,7 +45,7 @@ def lower_groupby(op: Any, names: list[str], columns: Mapping[str, Expression], 
 
 
 def _aggregations(op: Any, selector: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the aggregations of each column that pandas' ``list`` serves, and the others."""
+    """Return the aggregations of each column that NVTabular computes with ``list``, and the others."""
     from nvtabular.ops.groupby import _get_agg_dicts
 
     listed, others = _get_agg_dicts(op.groupby_cols, op.list_aggs, op.conv_aggs, selector)
@@ -88,12 +88,12 @@ def _key(op: Any, name: str, key: Expression, where: Where) -> Expression:
             "NVTabular does not heed",
             "Give Groupby the raw key, and change it afterwards",
         )
-    # NVTabular's own: the operators on the way to it count for nothing.
+    # NVTabular takes the key from the raw frame and ignores operators on the way.
     return replace(raw, axis=None, of_key=False)
 
 
 def _events(op: Any, name: str, columns: Mapping[str, Expression], where: Where) -> Expression:
-    """Return the events of a column, or refuse what is none."""
+    """Return a column of events, or refuse a column that holds none."""
     _check_one_key(op, name, where)
     source, key = columns[name], columns.get(op.groupby_cols[0])
     if source.axis is None:
@@ -117,10 +117,10 @@ def _events(op: Any, name: str, columns: Mapping[str, Expression], where: Where)
 
 
 def _check_cast(op: Any, made: str, aggregation: str, name: str, where: Where) -> None:
-    """Refuse a column that NVTabular casts by its name alone."""
+    """Refuse a column whose name makes NVTabular cast it in another way than its aggregation implies."""
     of = {"count": "count", "sum": "sum", "mean": "sum"}.get(aggregation, "")
     for ending, cast_of in _CASTS:
-        # As NVTabular has it: the separator is read as a regular expression.
+        # NVTabular too reads the separator as a regular expression.
         hit = re.search(f"{op.name_sep}{ending}$", made) is not None
         if hit != (of == cast_of):
             how = "casts" if hit else "does not cast"
@@ -151,13 +151,13 @@ def _aggregated(
         )
     source = _ordered(op, source, name, columns, where)
     if aggregation in ("list", "first", "last"):
-        # Python's own numbers: pandas has no other lists.
+        # pandas lists hold Python's own int and float.
         plain = cast(source, "float64") if source.physical == "float32" else source
         wide = plain.physical == "int64" and plain.dtype != "bool" and plain.time_unit is None
         dtype = "int64" if wide else plain.dtype
         if aggregation == "list":
             return _row(apply("collect_events", plain, dtype=dtype, is_list=True))
-        # Of descending events NVTabular takes the last for the first.
+        # For descending order NVTabular swaps first and last.
         last = (aggregation == "last") == bool(op.ascending)
         return _row(apply("edge_event", plain, shared={"last": last}, dtype=dtype))
     if source.is_text:
@@ -172,7 +172,7 @@ def _aggregated(
 def _ordered(
     op: Any, source: Expression, name: str, columns: Mapping[str, Expression], where: Where
 ) -> Expression:
-    """Return the events of a column in the order that the operator sorts them into."""
+    """Return the events of a column in the operator's sort order."""
     if not op.sort_cols:
         return source
     missing = [column for column in op.sort_cols if column not in columns]
@@ -203,12 +203,12 @@ def _row(made: Expression) -> Expression:
 
 
 def keys_of_groupby(op: Any) -> list[str]:
-    """Return the columns that a session's events have in common."""
+    """Return the key columns, whose value all events of a session share."""
     return list(op.groupby_cols)
 
 
 def columns_of_groupby(op: Any, selector: Any) -> dict[str, list[str]]:
-    """Return what each output is computed from: its column, and what the events are sorted by."""
+    """Return the columns that each output is computed from: its own, and the sort columns."""
     mapping: dict[str, list[str]] = op.column_mapping(selector)
     return {
         made: [*read, *(by for by in op.sort_cols if made not in op.groupby_cols and by not in read)]

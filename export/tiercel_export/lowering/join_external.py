@@ -1,4 +1,4 @@
-"""JoinExternal: columns of a table that the operator carries, or names."""
+"""JoinExternal: columns of a table that the operator holds or names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .keys import find_row
 def lower_join_external(
     op: Any, names: list[str], columns: Mapping[str, Expression], where: Where
 ) -> Columns:
-    """``merge(table, how="left")``; a row whose key is not in the table has nulls there.
+    """``merge(table, how="left")``; a row whose key is not in the table gets nulls.
 
     The table is read when the workflow is compiled. Its integer, boolean and list columns keep their
-    dtypes, where pandas changes them as soon as a key of the batch is not in the table.
+    dtypes, which pandas changes as soon as a key of the batch is not in the table.
     """
     made = dict(columns)
     on = _listed(op.on)
@@ -53,7 +53,7 @@ def _index(op: Any, table: Any, on: list[str], sources: list[Expression], where:
 
 
 def _joined(op: Any, index: Expression, series: Any, is_given: bool, where: Where) -> Expression:
-    """Return one column of the table, or its refusal, which stops that column alone."""
+    """Return one column of the table, or a placeholder with its refusal, which affects no other column."""
     try:
         if is_given:
             raise where.refuse(
@@ -71,18 +71,18 @@ def _source(op: Any) -> str:
 
 
 def columns_joined(op: Any, selector: Any) -> dict[str, list[str]]:
-    """Return which columns each output reads: the keys, or for the operator's own columns themselves."""
+    """Return the columns that each output reads: the keys for a joined column, itself for any other."""
     own = {name: [name] for name in selector.names}
     return {name: own.get(name, _listed(op.on)) for name in op.column_mapping(selector)}
 
 
 def columns_of_keys(op: Any) -> list[str]:
-    """Return the key columns: NVTabular joins by them whichever outputs are asked for."""
+    """Return the key columns, which NVTabular joins by regardless of the outputs that are asked for."""
     return _listed(op.on)
 
 
 def _table(op: Any, on: list[str], where: Where) -> Any:
-    """Read the table as the operator's transform does, and refuse what would change the batch's rows."""
+    """Read the table as the operator's transform does; refuse a join that would change the batch's rows."""
     column = ", ".join(on)
     if op.how != "left":
         raise where.refuse(
@@ -118,7 +118,7 @@ def _table(op: Any, on: list[str], where: Where) -> Any:
 
 
 def _one_partition(table: Any, on_ext: list[str], column: str, where: Where) -> Any:
-    """Compute a table of several partitions, to which Dask joins by a hash of the keys as they are typed."""
+    """Compute a table of several partitions; refuse numeric keys, whose hash in Dask depends on the dtype."""
     partitions, table = table.npartitions, table.compute()
     numbers = [name for name in on_ext if table[name].dtype != np.object_]
     if numbers:

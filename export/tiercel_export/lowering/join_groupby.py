@@ -1,4 +1,4 @@
-"""JoinGroupby: statistics of groups, joined by the groups' keys."""
+"""JoinGroupby: group statistics, joined by the keys of the groups."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .keys import find_row
 def lower_join_groupby(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
     """``merge(stats, how="left")`` for each group of key columns.
 
-    An unseen key counts 0, where NVTabular raises; its other statistics are null. Integer statistics stay
-    integers, where pandas makes them floats as soon as a key of the batch is unseen.
+    An unseen key has count 0, where NVTabular raises, and null for other statistics. Integer statistics stay
+    integers, whereas pandas makes them floats as soon as a key of the batch is unseen.
     """
     keys = keys_of_statistics(op, where.whole)
 
@@ -32,9 +32,9 @@ def lower_join_groupby(op: Any, names: list[str], columns: Mapping[str, Expressi
 
 
 def keys_of_statistics(op: Any, selector: Any) -> dict[str, list[str]]:
-    """Return which columns each output reads: the keys alone, not what the statistics are of.
+    """Return the columns that each output reads: the keys, not the columns that were aggregated.
 
-    Of a name that two groups make (``a_b`` of ``c``, ``a`` of ``b_c``) the first group's counts.
+    If two groups make an output of one name (``a_b`` of ``c``, ``a`` of ``b_c``), the first group wins.
     """
     from merlin.dag import ColumnSelector
 
@@ -47,14 +47,14 @@ def keys_of_statistics(op: Any, selector: Any) -> dict[str, list[str]]:
 
 
 def files_of_statistics(op: Any, selector: Any) -> list[tuple[str, str]]:
-    """Return each group of keys of a node with the file that its fit wrote."""
+    """Return each of a node's groups of keys with the file that its fit wrote."""
     names = [g if isinstance(g, str) else op.name_sep.join(g) for g in selector.grouped_names]
     stored = [(name, op.storage_name.get(name, name)) for name in names]
     return [(name, op.categories[key]) for name, key in stored if key in op.categories]
 
 
 def _statistics(op: Any, keys: Sequence[str]) -> list[str]:
-    """Return the columns of a fitted file beside its keys."""
+    """Return the columns of a fitted file other than its keys."""
     of_values = [statistic for statistic in dict.fromkeys(op.stats) if statistic != "count"]
     names = [[value, statistic] for value in op.cont_names.names for statistic in of_values]
     names += [["count"]] if "count" in op.stats else []

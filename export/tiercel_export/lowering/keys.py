@@ -1,8 +1,8 @@
-"""Keys of fitted tables: from the key columns of a row to an integer that the table has for them.
+"""Keys of fitted tables: look up the integer that a table holds for the key columns of a row.
 
-The shared ground of Categorify, JoinGroupby, TargetEncoding and JoinExternal. One key column is one lookup.
-Several are each encoded to a dense code (null and unseen have codes of their own), and the codes, read as
-the digits of one number, are looked up together.
+Categorify, JoinGroupby, TargetEncoding and JoinExternal share this module. A single key column is one lookup.
+Several are each encoded to a dense code (null and unseen have codes of their own); the codes are the digits
+of one mixed-radix number, which is looked up.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy.typing as npt
 from .expressions import Expression, Where, combine
 from .vocabulary import Vocabulary, check_type, encode, plain_values
 
-#: The product of the numbers of codes that one int64 key may have.
+#: Limit on the product of the key columns' code counts, so that a combined key fits int64.
 _KEY_LIMIT = 2**62
 
 
 @dataclass(frozen=True, eq=False)
 class KeyTable:
-    """The table of combined keys. Equal if it comes from the same source.
+    """The lookup table of combined keys. Tables from the same source are equal.
 
     Parameters
     ----------
     source
         As in :class:`~.vocabulary.Vocabulary`.
     keys, answers
-        ``[R]`` int64: the combined codes of each row, and what a lookup answers.
+        ``[R]`` int64: the combined codes of each row, and the answer of a lookup.
     missing
-        What it answers for any other key.
+        The answer for any other key.
     """
 
     source: str
@@ -58,7 +58,7 @@ def find_row(
     where: Where,
     all_null: int | None = None,
 ) -> Expression:
-    """Return what a fitted table answers for the keys of each row.
+    """Return a fitted table's answer for the keys of each row.
 
     Nulls equal nulls, column by column, as they do in a pandas merge.
 
@@ -69,17 +69,17 @@ def find_row(
     keys
         Data frame of the fitted keys, ``[R]`` distinct rows.
     answers
-        ``[R]`` the answer for each.
+        ``[R]`` the answer for each row of ``keys``.
     missing
         The answer for any other key.
     source
-        Names the table: two with the same source are the same.
+        Identifies the table: equal sources mean equal tables.
     cast
         As for :func:`~.vocabulary.encode`.
     where
         Names the operator in a refusal.
     all_null
-        If given, the answer where all keys are null, whatever the table has there.
+        If given, the answer where all keys are null, which overrides the table's.
 
     Returns
     -------
@@ -115,13 +115,13 @@ class _KeyColumn:
     expression
         The column that is looked up.
     kind, distinct
-        Kind of the fitted values, and each of them once.
+        Kind of the fitted values (see :class:`~.vocabulary.Vocabulary`), and the distinct values.
     positions
-        ``[R]`` which of them each row of the table has; -1 is null.
+        ``[R]`` int64: index into ``distinct`` of each row of the table; -1 is null.
     cast
         As for :func:`~.vocabulary.encode`.
     null_is_true
-        Whether a null is looked up as True: NumPy makes that of NaN where it is cast to bool.
+        Whether a null is looked up as True, because NumPy casts NaN to True.
     """
 
     expression: Expression
@@ -153,12 +153,12 @@ class _KeyColumn:
 
     @property
     def size(self) -> int:
-        """How many codes there are: the values, null, unseen."""
+        """Number of codes: one for each value, one for null, one for unseen."""
         return len(self.distinct) + 2
 
     @property
     def true_code(self) -> int:
-        """The code of True; that of unseen if the table does not have it."""
+        """The code of True, or that of unseen if the table does not contain True."""
         return next((code for code, value in enumerate(self.distinct) if value), self.size - 1)
 
     def codes(self) -> npt.NDArray[np.int64]:
@@ -166,7 +166,7 @@ class _KeyColumn:
         return np.where(self.positions < 0, self.size - 2, self.positions)
 
     def encoded(self, source: str) -> Expression:
-        """Return the column as codes."""
+        """Return the column that is looked up, encoded as codes."""
         count = len(self.distinct)
         vocabulary = Vocabulary(source, self.kind, self.distinct, np.arange(count, dtype=np.int64))
         return encode(self.expression, vocabulary, count, count + 1, "int64", cast=self.cast)
@@ -174,7 +174,7 @@ class _KeyColumn:
     def find(
         self, answers: npt.NDArray[np.int64], missing: int, source: str, all_null: int | None
     ) -> Expression:
-        """Return what a table of this one key answers."""
+        """Return the answer for each row where this is the table's only key column."""
         null = self.positions < 0
         of_null = int(answers[null][0]) if null.any() else missing
         ids = np.empty(len(self.distinct), np.int64)
@@ -190,7 +190,7 @@ def _combined(
     missing: int,
     source: str,
 ) -> Expression:
-    """Combine codes; where their number would outgrow int64, the first columns become one code first."""
+    """Combine codes; if a combined key could exceed int64, the columns so far are reduced to one code."""
     expressions, codes, radix = [digits[0][0]], digits[0][1], [digits[0][2]]
     span = radix[0]
     for number, (expression, more, size) in enumerate(digits[1:], 1):

@@ -12,11 +12,11 @@ from .numeric import as_held, holding, number_of
 
 
 def lower_list_slice(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``row[start:end]`` of each row; then, if asked for, padding to ``end - start`` elements.
+    """``row[start:end]`` of each row; then, with ``pad``, padding to ``end - start`` elements.
 
-    NVTabular pads rows that are Python lists, as those of Groupby are. It forgets to store what it padded if
-    they are arrays, which
-    lists are that an operator computed, and lists of float32: these keep their lengths here too.
+    NVTabular pads only rows that are Python lists, such as those of Groupby. For rows that are arrays (lists
+    that another operator computed, and lists of float32) it discards the padded result. Those keep their
+    lengths here too.
     """
     return {name: _list_slice(op, columns[name], name, where) for name in names}
 
@@ -45,7 +45,7 @@ def _list_slice(op: Any, source: Expression, name: str, where: Where) -> Express
 
 
 def _origin(source: Expression) -> Expression:
-    """Return the column whose rows these are, or are slices of: Python lists stay such, arrays too."""
+    """Return the column that these rows come from, through steps that keep lists lists and arrays arrays."""
     while source.op in ("list_slice", "fill_rows") or (source.op == "cast" and source.is_list):
         source = source.sources[0]
     return source
@@ -54,7 +54,7 @@ def _origin(source: Expression) -> Expression:
 def _padding(
     value: Any, source: Expression, name: str, where: Where
 ) -> tuple[Expression, str, str | int | float]:
-    """Return the column in a dtype that holds the value, the name of that dtype, and the value."""
+    """Return the column in a dtype that holds the pad value, that dtype's name, and the value in it."""
     if source.is_text:
         if not isinstance(value, str):
             raise where.refuse(

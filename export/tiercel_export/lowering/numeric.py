@@ -1,10 +1,10 @@
 """FillMissing, FillMedian, Clip and LogOp.
 
-Where pandas would widen a column only if a value of the batch needs it (an integer column that is filled
-or clipped with 0.5, a float32 column that is filled with 0.1), the compiled program always has the wider
-dtype. Where that would change the other rows' last bits, the operator is refused: a bound of Clip that
-float32 does not hold is compared in float32, and Normalize after such a fill computes in float32, unless a
-row of the batch needs float64.
+pandas widens a column only if a value of the batch needs it (an integer column that is filled or clipped with
+0.5, a float32 column that is filled with 0.1). The compiled program always uses the wider dtype. Where that
+would change the last bits of other rows, the operator is refused. This concerns a bound of Clip that float32
+can't hold, and Normalize after such a fill: NVTabular computes both in float32 unless a row of the batch
+needs float64.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .expressions import Columns, Expression, Where, apply, refused_column, with
 
 
 def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``fillna(fill_val)``, and ``<column>_filled = isna()`` if asked for.
+    """``fillna(fill_val)``, and ``<column>_filled = isna()`` if ``add_binary_cols`` is set.
 
-    On a list column NVTabular's ``fillna`` sees rows, never elements: a null row becomes ``fill_val``, here
-    an empty list.
+    On a list column NVTabular's ``fillna`` sees rows, not elements. It replaces a null row with ``fill_val``;
+    here the row becomes an empty list.
     """
 
     def fill(source: Expression, name: str) -> Expression:
@@ -35,9 +35,9 @@ def lower_fill_missing(op: Any, names: list[str], columns: Mapping[str, Expressi
 
 
 def lower_fill_median(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``fillna(median)``, and ``<column>_filled = isna()`` if asked for.
+    """``fillna(median)``, and ``<column>_filled = isna()`` if ``add_binary_cols`` is set.
 
-    The median of a column without a number is NaN, and ``fillna(NaN)`` changes nothing.
+    The median of a column without any number is NaN, and ``fillna(NaN)`` changes nothing.
     """
 
     def fill(source: Expression, name: str) -> Expression:
@@ -67,12 +67,12 @@ def _fill_each(
         try:
             out[name] = fill(source, name)
         except UnsupportedOperator as error:
-            out[name] = refused_column(source, error)  # its flag is right all the same
+            out[name] = refused_column(source, error)  # the flag is correct even so
     return out
 
 
 def _fill_rows(source: Expression, value: Any, name: str, where: Where) -> Expression:
-    """Return lists with an empty one for a null: as a number has no elements, nor has an empty text."""
+    """Return the lists with null rows made empty, because neither a number nor '' has elements."""
     if source.op == "fill_rows":
         return source  # no row is null any more
     if isinstance(value, str) and value:
@@ -117,7 +117,7 @@ def _clip(op: Any, source: Expression, name: str, where: Where) -> Expression:
     bounds = {"low": op.min_value, "high": op.max_value}
     given = {key: number_of(value, key, name, where) for key, value in bounds.items() if value is not None}
     if source.dtype == "bool":
-        # Such as what FillMissing(add_binary_cols=True) adds: bounds that leave 0 and 1 leave booleans.
+        # Such as the flags of FillMissing(add_binary_cols=True): bounds that keep 0 and 1 change nothing.
         if given.get("low", 0) > 0 or given.get("high", 1) < 1:
             raise where.refuse(
                 name, "these bounds make numbers of some of its booleans", "Leave it out of Clip"
@@ -137,7 +137,7 @@ def _clip(op: Any, source: Expression, name: str, where: Where) -> Expression:
 
 
 def lower_log(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``log(float32(x) + 1)``, of each element for a list."""
+    """``log(float32(x) + 1)``, for a list of each element."""
     out = dict(columns)
     for name in names:
         source = numeric(columns[name], name, where)
@@ -149,7 +149,7 @@ def lower_log(op: Any, names: list[str], columns: Mapping[str, Expression], wher
 
 
 def numeric(source: Expression, name: str, where: Where) -> Expression:
-    """Return the column, or refuse text."""
+    """Return the column, or refuse text and lists filled with text."""
     if source.is_text:
         raise where.refuse(name, "the column holds text", "Categorify it, or leave it out")
     return with_elements(source, name, where)
@@ -166,7 +166,7 @@ def number_of(value: Any, what: str, name: str, where: Where) -> float | int:
 
 
 def holding(source: Expression, values: Iterable[float]) -> tuple[Expression, str]:
-    """Return the column in a dtype that holds the values, and NVTabular's name of that dtype."""
+    """Return the column in a dtype that holds the values exactly, and NVTabular's name of that dtype."""
     values = list(values)
     if source.physical == "int64":
         if not all(_is_int64(value) for value in values):
@@ -179,19 +179,19 @@ def holding(source: Expression, values: Iterable[float]) -> tuple[Expression, st
 
 
 def widen(source: Expression) -> Expression:
-    """Return the column as float64, where NVTabular makes it float64 only if a row of the batch needs it."""
+    """Return the column as float64, which NVTabular makes it only if a row of the batch needs that."""
     return apply("widen", source, shared={"dtype": "float64"}, physical="float64", dtype="float64")
 
 
 def narrowest(source: Expression) -> str:
-    """Return the dtype that NVTabular's column has in a batch that needs no widening."""
+    """Return the dtype of NVTabular's column in a batch that needs no widening."""
     while source.op in ("widen", "fill", "clip"):
         source = source.sources[0]
     return source.dtype
 
 
 def as_held(source: Expression, value: float) -> int | float:
-    """Return the value in the type that the program computes the column in."""
+    """Return the value as int or float, whichever the program computes the column in."""
     return int(value) if source.physical == "int64" else float(value)
 
 

@@ -1,4 +1,4 @@
-"""The operators of numbers and values of ``tiercel_export.operators``: from Arithmetic to Cast."""
+"""The operators of ``tiercel_export.operators`` for numbers and values, from Arithmetic to Cast."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lower_compare(op: Any, names: list[str], columns: Mapping[str, Expression], 
 
 
 def lower_logic(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``and``, ``or``, ``xor`` of two columns' truths."""
+    """``and``, ``or`` or ``xor`` of the truth values of two columns."""
     return _of_two("logic", op, names, columns, where, lambda sources: ("bool", "int64", "bool"))
 
 
@@ -50,9 +50,10 @@ def _of_two(
     swap: bool = False,
     text: bool = False,
 ) -> Columns:
-    """Lower an operator of a column with a constant, or with another column.
+    """Lower a binary operator of a column with a constant, or with another column.
 
-    ``types(sources)`` gives the dtype that it computes in, and physical and NVTabular's dtype of the answer.
+    ``types(sources)`` returns three dtypes: the one that it computes in, and the physical and NVTabular's
+    dtype of the result.
     """
     made = {}
     for name in names:
@@ -137,7 +138,7 @@ def lower_is_null(op: Any, names: list[str], columns: Mapping[str, Expression], 
 
 
 def lower_is_in(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """Whether a value is in the vocabulary of the values: its ids are all 1."""
+    """Whether a value is among the given ones, looked up in a vocabulary whose ids are all 1."""
     import pandas as pd
 
     kind, values = plain_values(pd.Series(op.values), "IsIn")
@@ -155,7 +156,7 @@ def lower_is_in(op: Any, names: list[str], columns: Mapping[str, Expression], wh
 
 
 def lower_cast(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``astype``, by which nulls stay nulls."""
+    """``astype``; nulls stay null."""
     return {name: _cast(scalar(columns[name], name, where), op.dtype, name, where) for name in names}
 
 

@@ -15,7 +15,7 @@ def lower_text_slice(op: Any, names: list[str], columns: Mapping[str, Expression
 
 
 def lower_text_case(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``text.lower()`` and the like."""
+    """``text.lower()``, ``text.upper()`` and similar methods."""
     return _text("text_case", {"case": op.case}, names, columns, where)
 
 

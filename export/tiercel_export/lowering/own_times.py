@@ -9,7 +9,7 @@ from .expressions import REFUSED, Columns, Expression, Where, apply, combine, re
 
 
 class ZoneTable:
-    """A time zone's table, by name: equal if it is the same one."""
+    """The table of a time zone. Compared by the zone's name."""
 
     def __init__(self, name: str, table: Any) -> None:
         self.name, self.table = name, table
@@ -55,7 +55,7 @@ def lower_time_difference(
 
 
 def _unit(source: Expression, given: str | None, name: str, where: Where) -> str:
-    """Return what a column counts since 1970, or refuse a column that is no time."""
+    """Return the unit in which a column counts since 1970, or refuse a column that is no time."""
     scalar(source, name, where)
     if source.time_unit is not None:
         return source.time_unit
@@ -74,7 +74,7 @@ def scalar(source: Expression, name: str, where: Where) -> Expression:
 
 
 def stopped_times(names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """Return what stands for columns of dates and times where an operator takes numbers or text."""
+    """Return placeholders for datetime columns where an operator takes only numbers or text."""
     stopped = {}
     for name in names:
         source = columns[name]
@@ -90,7 +90,7 @@ def stopped_times(names: list[str], columns: Mapping[str, Expression], where: Wh
 
 
 def units_read(outputs: Iterable[Expression]) -> dict[str, str]:
-    """Return what raw columns of numbers count since 1970, by what reads them as times."""
+    """Return the unit of each raw column that is read as a time, which counts since 1970."""
     units: dict[str, str] = {}
     seen: set[int] = set()
     waiting = list(outputs)

@@ -1,8 +1,8 @@
-"""What an operator that can't be compiled leaves in its frame: which columns it stops, and which pass on.
+"""The output frame of an operator that can't be compiled: which columns it blocks, and which pass through.
 
-Each function is ``frame(node, names, columns, stop)``: the columns that the operator is applied to, those of
-its input frame, and ``stop(name)``, which gives what stands for a column that is stopped. Its own outputs
-are stopped elsewhere. :data:`ANYTHING` stands for columns of whatever name.
+Each function is ``frame(node, names, columns, stop)``. ``names`` are the columns that the operator is applied
+to, ``columns`` those of its input frame, and ``stop(name)`` returns the placeholder of a blocked column. The
+operator's own outputs are blocked elsewhere. :data:`ANYTHING` stands for columns of unknown names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from .expressions import Columns, Expression
 from .source import source_of
 
-#: The key of a frame that may have columns of any name, each of which would be this one.
+#: Key in a frame that may have columns of any name; its value is the placeholder for all of them.
 ANYTHING = ""
 
 Stop: TypeAlias = Callable[[str], Expression]
@@ -22,29 +22,29 @@ Frame: TypeAlias = Callable[[Any, Sequence[str], Mapping[str, Expression], Stop]
 
 
 def own_columns(node: Any, names: Sequence[str], columns: Mapping[str, Expression], stop: Stop) -> Columns:
-    """Return nothing: it gives back the columns that it makes, and no others."""
+    """Return no columns, because the operator returns only its own outputs."""
     return {}
 
 
 def named_columns(node: Any, names: Sequence[str], columns: Mapping[str, Expression], stop: Stop) -> Columns:
-    """Return the columns that it is applied to: LambdaOp gives back its dependencies, too, if they are."""
+    """Return the columns that it is applied to, which LambdaOp returns too, dependencies included."""
     return {name: stop(name) for name in names}
 
 
 def hashed_frame(node: Any, names: Sequence[str], columns: Mapping[str, Expression], stop: Stop) -> Columns:
-    """Return the whole frame: HashBucket changes the columns that its ``num_buckets`` name."""
+    """Return the whole frame, with the columns blocked that HashBucket hashes."""
     buckets = node.op.num_buckets
     changed = buckets if isinstance(buckets, dict) else names
     return {name: stop(name) if name in changed else column for name, column in columns.items()}
 
 
 def fewer_rows(node: Any, names: Sequence[str], columns: Mapping[str, Expression], stop: Stop) -> Columns:
-    """Return the whole frame, every column with rows missing."""
+    """Return the whole frame with every column blocked, because rows are missing."""
     return {name: stop(name) for name in columns}
 
 
 def any_columns(node: Any, names: Sequence[str], columns: Mapping[str, Expression], stop: Stop) -> Columns:
-    """Return what arbitrary Python may return: it is tried on two rows; where that fails, anything."""
+    """Return the columns that a trial on two made-up rows returns; if the trial fails, :data:`ANYTHING`."""
     known = set(node.input_schema.column_names)
     returned = _returned(node)
     if returned is None:
@@ -53,7 +53,7 @@ def any_columns(node: Any, names: Sequence[str], columns: Mapping[str, Expressio
 
 
 def _returned(node: Any) -> list[str] | None:
-    """Return the columns that an operator gives back of a made-up frame of its input schema."""
+    """Return an operator's output columns for a made-up frame of its input schema; None if it fails."""
     import pandas as pd
 
     frame = {}
@@ -68,7 +68,7 @@ def _returned(node: Any) -> list[str] | None:
         return None
 
 
-#: What a lambda's source may hold, and the operator that serves it: ours, or NVTabular's.
+#: Pattern in a lambda's source → the operator of Tiercel or NVTabular that can replace it.
 LIKELY: Sequence[tuple[str, str]] = (
     (r"\.dt\.(?:days|total_seconds)|timedelta", "TimeDifference(column=…)"),
     (r"\.dt\.(?!days|total_seconds)|to_datetime", "DatePart(…)"),
@@ -88,7 +88,7 @@ LIKELY: Sequence[tuple[str, str]] = (
     (r"\s[-+*/%]\s|\*\*|//", "Arithmetic(operator, value)"),
     (r"\s[&|]\s", "Logic(operator, column=…)"),
 )
-#: The operators, where nothing is known of the function.
+#: All operators, for a function whose source is unknown or matches no pattern.
 OPERATORS = (
     "DatePart, TimeDifference, Cyclical, Arithmetic, Function, Compare, Logic, Not, IsNull, IsIn, Cast, "
     "TextSlice, TextLength, TextCase, TextStrip, TextSplitCount"
@@ -96,7 +96,7 @@ OPERATORS = (
 
 
 def advice_for_lambda(op: Any, remedy: str) -> str:
-    """Return what to write in place of a LambdaOp: the operators that its source asks for, or all."""
+    """Return advice for replacing a LambdaOp: the operators that its source suggests, or all of them."""
     source = source_of(getattr(op, "f", None))
     likely = [operator for pattern, operator in LIKELY if re.search(pattern, source)]
     ours = "Write it with tiercel_export.operators, which are compiled"

@@ -11,14 +11,14 @@ import numpy as np
 from .expressions import INTEGER_DTYPES, Columns, Expression, Where, apply, cast
 from .numeric import narrowest, numeric
 
-#: Integers whose differences leave their dtype with values that a service may well see.
+#: Integer dtypes in which a difference may overflow with values that occur in practice.
 NARROW_INTEGERS = ("int8", "int16", "uint8", "uint16", "uint32")
 
 
 def lower_normalize(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
     """``(x - mean) / std``, or ``x - mean`` where std is not above 0; then ``out_dtype``.
 
-    A float32 column computes in float32, every other in float64; so does a list, by its elements.
+    A float32 column is computed in float32, any other in float64. For a list, its elements decide.
     """
     return {name: _normalize(op, numeric(columns[name], name, where), name, where) for name in names}
 
@@ -43,8 +43,8 @@ def _normalize(op: Any, source: Expression, name: str, where: Where) -> Expressi
 def lower_min_max(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
     """``(x - min) / (max - min)`` without clipping, or ``x / (2 * x)`` for a column that is constant at fit.
 
-    Floats compute as in :func:`lower_normalize`. Integers subtract in their own dtype if the fitted minima
-    are integers, which they are if no column of the operator is a float; then they divide in float64.
+    Floats are computed as in :func:`lower_normalize`. If the fitted minima are integers, which they are if no
+    column of the operator is a float, integers are subtracted in their own dtype and divided in float64.
     """
     return {name: _min_max(op, numeric(columns[name], name, where), name, where) for name in names}
 
@@ -93,8 +93,8 @@ def _min_max(op: Any, source: Expression, name: str, where: Where) -> Expression
 def _wrap(source: Expression, low: Any, span: Any, name: str, where: Where) -> str:
     """Return the integer dtype in which NVTabular subtracts or doubles, or ``none``.
 
-    A batch with a null has a float64 column, which does not wrap round. Where values that a service may
-    well see would tell the two apart, the column is refused.
+    A batch with a null makes the column float64, which does not overflow. If values that occur in practice
+    could show the difference, the column is refused.
     """
     own = narrowest(source)
     if own not in INTEGER_DTYPES or (span != 0 and not isinstance(low, (int, np.integer))):
@@ -138,7 +138,7 @@ def _compute_dtype(source: Expression, state: tuple[float, ...], what: str, name
 
 
 def lower_reduce_dtype(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``astype`` of the dtype that was chosen at fit: for integers the smallest that holds all of them."""
+    """``astype`` to the dtype chosen at fit; for integers, the smallest that holds all values."""
     return {**columns, **{name: _reduce(op, columns[name], name, where) for name in names}}
 
 
@@ -149,7 +149,7 @@ def _reduce(op: Any, source: Expression, name: str, where: Where) -> Expression:
         raise where.refuse(name, "NVTabular's ReduceDtypeSize raises on lists", "Leave the column out")
     target = np.dtype(op.dtypes[name].to_numpy)
     if source.is_text:
-        # Of pandas' own strings NVTabular knows that they are text, and casts None to text too.
+        # For pandas' string dtype NVTabular chooses a text dtype, and its cast turns None into "None".
         return apply("fill_text", source, shared={"value": "None"}) if target.kind == "U" else source
     if source.dtype == "bool":
         return apply("fill", source, own={"value": 1})  # pandas casts NaN to True

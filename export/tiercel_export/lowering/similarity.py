@@ -14,10 +14,9 @@ from .expressions import Columns, Expression, Where, combine
 def lower_column_similarity(
     op: Any, names: list[str], columns: Mapping[str, Expression], where: Where
 ) -> Columns:
-    """``<a>_<b>_sim``: the inner product of the rows that two columns name in sparse feature matrices.
+    """``<a>_<b>_sim``: inner product of the sparse feature matrix rows that two columns of ids select.
 
-    The metrics differ only in how NVTabular weighs the matrices beforehand, by code of its own that is run
-    here.
+    The metrics differ only in how NVTabular weights the matrices beforehand; its own code for this runs here.
     """
     out = dict(columns)
     features = FeatureMatrices(op)
@@ -48,7 +47,7 @@ def _check_ids(source: Expression, name: str, where: Where) -> None:
 
 
 class FeatureMatrices:
-    """The weighed matrices of one operator. Equal if the operator is the same.
+    """The weighted feature matrices of one operator. Equal if the operator is the same object.
 
     Parameters
     ----------
@@ -58,18 +57,18 @@ class FeatureMatrices:
 
     def __init__(self, op: Any) -> None:
         self._op = op
-        ready = copy.copy(op)  # the operator itself weighs its matrices at its first transform
+        ready = copy.copy(op)  # the operator itself weights its matrices at its first transform
         ready.on_device = False
         ready._initialize_features()
         self._matrices = {"left": ready.left_features, "right": ready.right_features}
 
     @property
     def dtype(self) -> str:
-        """Dtype of the similarities: that of the left matrix."""
+        """The dtype of the similarities, which is that of the left matrix."""
         return str(self._matrices["left"].data.dtype.name)
 
     def arrays(self) -> dict[str, Any]:
-        """Return ``<side>_ends`` ``[rows + 1]``, ``_columns`` ``[entries]``, ``_data`` for each side."""
+        """Return each side's CSR: ``<side>_ends [rows + 1]``, ``_columns`` and ``_data`` ``[entries]``."""
         out: dict[str, Any] = {}
         for side, matrix in self._matrices.items():
             out[f"{side}_ends"] = matrix.indptr.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The source of a function: of a lambda its own alone, whatever else stands on its line."""
+"""The source code of a function; for a lambda, only its own body, not the rest of its line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def source_of(function: Any) -> str:
-    """Return what a function's body says, or nothing if it can't be read."""
+    """Return the source of a function's body, or an empty string if it can't be read."""
     try:
         lines, _ = inspect.findsource(function)
         if function.__name__ != "<lambda>":
@@ -23,7 +23,7 @@ def source_of(function: Any) -> str:
 
 
 def _bodies(text: str, code: CodeType) -> Iterator[str]:
-    """Yield the body of each lambda on the code's line that compiles to the code."""
+    """Yield the source of each lambda on the code's first line that compiles to the same code."""
     lambdas = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Lambda))
     for node in lambdas:
         if node.lineno == code.co_firstlineno and _same(_compiled(node, code.co_freevars), code):
@@ -31,7 +31,7 @@ def _bodies(text: str, code: CodeType) -> Iterator[str]:
 
 
 def _compiled(node: ast.Lambda, free: tuple[str, ...]) -> CodeType:
-    """Compile a lambda inside one of the variables that are free in it; defaults are no part of its code."""
+    """Compile a lambda inside another that binds its free variables; its defaults do not affect its code."""
     args = copy.copy(node.args)
     args.defaults = [ast.Constant(None) for _ in args.defaults]
     args.kw_defaults = [default and ast.Constant(None) for default in args.kw_defaults]
@@ -47,7 +47,7 @@ def _inside(code: CodeType) -> CodeType:
 
 
 def _same(one: CodeType, other: CodeType) -> bool:
-    """Whether two codes do the same, wherever they stand."""
+    """Whether two code objects are equivalent, apart from their positions in the source."""
     names = (one.co_names, one.co_varnames, one.co_freevars, len(one.co_consts))
     return (
         one.co_code == other.co_code
@@ -60,5 +60,5 @@ def _same_constant(one: Any, other: Any) -> bool:
     if isinstance(one, CodeType) and isinstance(other, CodeType):
         return _same(one, other)
     if isinstance(one, str) and isinstance(other, str) and "<lambda>" in one and "<lambda>" in other:
-        return True  # the qualified name of what is inside
+        return True  # qualified names of nested lambdas, which depend on where they are
     return type(one) is type(other) and bool(one == other)

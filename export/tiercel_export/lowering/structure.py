@@ -1,4 +1,4 @@
-"""Operators that choose, join, rename or tag columns, gather statistics, or hold a graph of their own."""
+"""Operators that select, concatenate, rename or tag columns, collect statistics, or hold a nested graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def lower_selection(op: Any, names: list[str], columns: Mapping[str, Expression]
 
 
 def lower_frame(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """``df`` as it is, with whatever else lies in it: operators that change the schema or look at the fit."""
+    """``df`` unchanged, with all of its columns; for operators that only change the schema or act at fit."""
     return dict(columns)
 
 
@@ -24,7 +24,7 @@ def lower_rename(op: Any, names: list[str], columns: Mapping[str, Expression], w
 
 
 def lower_subgraph(op: Any, names: list[str], columns: Mapping[str, Expression], where: Where) -> Columns:
-    """Return what the nested graph makes of the frame."""
+    """Return the output columns of the nested graph for this frame."""
     if not names:
         return {}
     if op.loop_until is not None:

@@ -1,7 +1,7 @@
-"""The table of operators: all of NVTabular 23.08, of Merlin's graph and of Tiercel, with the outcome of each.
+"""The table of operators: how each operator of NVTabular 23.08, Merlin's graph and Tiercel is compiled.
 
-Keys are ``<package>.<class>``; nothing registers itself. ``docs/features.md`` shows this table and a test
-holds that it does; another test fails if an entry that is compiled has no parity test.
+Keys are ``<package>.<class>``; nothing registers itself. A test checks that ``docs/features.md`` shows this
+table; another fails if a compiled entry has no parity test.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from .similarity import lower_column_similarity
 from .structure import lower_frame, lower_rename, lower_selection, lower_subgraph
 from .target_encoding import files_of_encodings, keys_of_encodings, lower_target_encoding
 
-#: Equal to NVTabular to the last bit.
+#: Bit-identical to NVTabular.
 COMPILED = "compiled"
-#: The same, and a documented answer where NVTabular raises on what a live service must expect.
+#: Bit-identical, with a documented answer where NVTabular raises on input that a live service must expect.
 TOTAL = "compiled, total"
 #: An error at compile time.
 REFUSED = "refused"
@@ -62,7 +62,7 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Entry:
-    """What becomes of one operator.
+    """How one operator is compiled, or why it is refused.
 
     Parameters
     ----------
@@ -71,27 +71,28 @@ class Entry:
     lower
         Its lowering, if compiled.
     note
-        If compiled: where it is more than NVTabular, or what of it is refused. Else: the reason.
+        If compiled: where it goes beyond NVTabular, or which uses are refused. If refused: the reason.
     remedy
         If refused: what to do instead.
     reads
-        ``reads(operator, selector)``: the columns that each output is computed from, where the operator's
-        own ``column_mapping`` names others.
+        ``reads(operator, selector)``: output column → the columns that it is computed from, for operators
+        whose own ``column_mapping`` is wrong about this.
     asks
-        ``asks(operator)``: columns that NVTabular wants for any output, besides those of its mapping.
+        ``asks(operator)``: columns that NVTabular needs for every output, beyond those in its mapping.
     files
-        ``files(operator, selector)``: columns or groups of a node, each with the file of what the fit learnt.
+        ``files(operator, selector)``: pairs of a column (or group of columns) and the file with its fitted
+        state.
     frame
-        If refused: what its frame has beside its outputs.
+        If refused: the columns of its output frame other than its own outputs.
     advise
-        If refused: ``advise(operator, remedy)``, which is more than the remedy alone.
+        If refused: ``advise(operator, remedy)``, a longer remedy that depends on the operator.
     times
-        Whether it takes columns of dates and times.
+        Whether it accepts columns of dates and times.
     keys
-        ``keys(operator)``: the columns by which it makes rows of events.
+        ``keys(operator)``: the columns by which it groups events into rows.
     drops_rows
-        Whether it drops rows: compiled where these are events that a later operator makes rows of, or where
-        the caller chose to keep rows; else refused, as ``note`` and ``remedy`` say.
+        Whether it drops rows. It is compiled if the rows are events that a later operator groups, or if the
+        caller chose to keep rows; otherwise it is refused, as ``note`` and ``remedy`` say.
     """
 
     outcome: str
@@ -328,7 +329,7 @@ TABLE: Mapping[str, Entry] = {
 
 
 def key_of(operator: object) -> str:
-    """Return the table's key of an operator, or of an operator's class."""
+    """Return the key in :data:`TABLE` of an operator or operator class."""
     kind = operator if isinstance(operator, type) else type(operator)
     return f"{kind.__module__.split('.')[0]}.{kind.__name__}"
 

@@ -12,7 +12,7 @@ from .fitted_tables import UNFITTED, each_group, read_statistics
 from .gather import gather
 from .keys import find_row
 
-#: The choice that asks for the no-fold form.
+#: Value of ``target_encoding`` that compiles without folds.
 NO_FOLD = "no_fold"
 
 
@@ -21,8 +21,8 @@ def lower_target_encoding(
 ) -> Columns:
     """``(sum + p_smooth * mean) / (count + p_smooth)`` of each group, else the mean; then ``out_dtype``.
 
-    NVTabular's own transform takes a row's value from the other folds, and its fold from its position in
-    the batch. So only ``kfold=1`` is compiled as it is, and any other on request as if it were that.
+    NVTabular's transform computes a row's value from the other folds, and derives the fold from the row's
+    position in the batch. So only ``kfold=1`` is compiled as it is; any other on request, as if it were 1.
     """
     outputs = output_names(op, where.whole)
 
@@ -39,13 +39,13 @@ def lower_target_encoding(
 
 
 def keys_of_encodings(op: Any, selector: Any) -> dict[str, list[str]]:
-    """Return which columns each output reads: the keys alone, not the targets."""
+    """Return the columns that each output reads: the keys, not the targets."""
     read = {name: list(group) for group, names in output_names(op, selector).items() for name in names}
     return read | ({op.fold_name: list(selector.names)} if op.kfold > 1 and not op.drop_folds else {})
 
 
 def files_of_encodings(op: Any, selector: Any) -> list[tuple[str, str]]:
-    """Return each group of keys of a node with the file that its fit wrote."""
+    """Return each of a node's groups of keys with the file that its fit wrote."""
     names = [g if isinstance(g, str) else op.name_sep.join(g) for g in selector.grouped_names]
     return [(name, op.stats[name]) for name in names if name in op.stats]
 
@@ -53,7 +53,7 @@ def files_of_encodings(op: Any, selector: Any) -> list[tuple[str, str]]:
 def output_names(op: Any, selector: Any) -> dict[tuple[str, ...], list[str]]:
     """Return the output columns of each group, one for each target.
 
-    ``out_col`` counts the groups of the whole node, whichever of them are served.
+    ``out_col`` lists names for all groups of the node, including those that are not served.
     """
     groups = [(group,) if isinstance(group, str) else tuple(group) for group in selector.grouped_names]
     if not isinstance(op.out_col, list):
@@ -63,7 +63,7 @@ def output_names(op: Any, selector: Any) -> dict[tuple[str, ...], list[str]]:
 
 
 def keep_output_names(op: Any, before: Any, after: Any) -> None:
-    """Give a copied operator the ``out_col`` of the groups that a smaller selector has left."""
+    """Reduce ``out_col`` of a copied operator to the groups that remain in a smaller selector."""
     if isinstance(op.out_col, list):
         names = output_names(op, before)
         groups = [(group,) if isinstance(group, str) else tuple(group) for group in after.grouped_names]
@@ -71,7 +71,7 @@ def keep_output_names(op: Any, before: Any, after: Any) -> None:
 
 
 def why_folds(op: Any) -> tuple[str, str] | None:
-    """Return why an operator with folds is refused and what to do; None for one without."""
+    """Return the reason and remedy for an operator with folds; None for one without."""
     if op.kfold == 1:
         return None
     return (

@@ -1,6 +1,6 @@
-"""A vocabulary: the fitted values of one column, and a column encoded by it.
+"""A vocabulary: the fitted values of one column, and how a column is encoded by it.
 
-The shared ground of Categorify, the operators of statistics and joins, and comparisons with constants.
+Categorify, IsIn, and the operators that join statistics or tables by keys share this module.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .expressions import Expression, Where, apply
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Fitted values and what stands for each.
+    """Fitted values and the id of each.
 
     Parameters
     ----------
     source
-        What it was read from; names it in errors, and two with the same source are the same.
+        Where it was read from. Errors name it, and tables of vocabularies with equal sources are equal.
     kind
         ``text``, ``bool``, or the NumPy name of its integer or float dtype.
     values
@@ -36,8 +36,8 @@ class Vocabulary:
     first
         The id of the file's first row (also if that row is null).
     null_element
-        The id that a null inside a list gets: that of a null row of the file, of False in a vocabulary of
-        booleans, else None (unseen).
+        The id of a null inside a list: that of the file's null row, or of False in a boolean vocabulary;
+        None if the vocabulary has no such value, so that a null counts as unseen.
     """
 
     source: str
@@ -49,7 +49,7 @@ class Vocabulary:
 
 
 class TextTable:
-    """The table of a vocabulary of strings. Equal if it comes from the same source."""
+    """The lookup table of a text vocabulary. Tables from the same source are equal."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
@@ -67,7 +67,7 @@ class TextTable:
 
 
 class IntTable(TextTable):
-    """The table of a vocabulary of int64 keys."""
+    """The lookup table of a vocabulary with int64 keys."""
 
     def __init__(self, vocabulary: Vocabulary, keys: Any) -> None:
         super().__init__(vocabulary)
@@ -75,7 +75,7 @@ class IntTable(TextTable):
 
     @property
     def is_direct(self) -> bool:
-        """Whether the keys lie close enough for a table indexed by the key."""
+        """Whether the keys are dense enough for a table that is indexed by the key."""
         return is_dense(self.keys)
 
 
@@ -84,7 +84,7 @@ class IntTable(TextTable):
 
 def plain_values(series: Any, source: str) -> tuple[str, Any]:
     """Return the kind (see :class:`Vocabulary`) and the plain values of a fitted column without nulls."""
-    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)  # Int64 and its like are as int64
+    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)  # pandas' nullable Int64 becomes int64
     if dtype.kind in "iufb" and dtype.name != "float16":
         return dtype.name, series.to_numpy(dtype)
     if dtype.kind == "O":
@@ -98,7 +98,7 @@ def plain_values(series: Any, source: str) -> tuple[str, Any]:
 
 
 def utf8(value: Any, source: str) -> bytes:
-    """Return a text as the bytes that programs compare."""
+    """Return text as the UTF-8 bytes that programs compare."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
     if isinstance(value, bytes):
@@ -107,7 +107,7 @@ def utf8(value: Any, source: str) -> bytes:
 
 
 def check_type(source: Expression, kind: str, name: str, where: Where) -> None:
-    """Refuse text against fitted numbers, and numbers against fitted text."""
+    """Refuse a text column with a vocabulary of numbers, and numbers with a vocabulary of text."""
     if source.is_text != (kind == "text"):
         raise where.refuse(
             name,
@@ -122,7 +122,7 @@ def check_type(source: Expression, kind: str, name: str, where: Where) -> None:
 def encode(
     source: Expression, vocabulary: Vocabulary, null: int, unseen: int, dtype: str, *, cast: bool
 ) -> Expression:
-    """Return the column as ids of a vocabulary.
+    """Return the column encoded as ids of a vocabulary.
 
     Parameters
     ----------
@@ -131,12 +131,12 @@ def encode(
     vocabulary
         The values that have ids.
     null, unseen
-        The ids of nulls (also inside lists) and of any other value.
+        The ids of nulls (also inside lists) and of values that are not in the vocabulary.
     dtype
-        Integer dtype of the output.
+        dtype of the output as NVTabular names it: an integer dtype or ``bool``.
     cast
-        Whether values are cast to the vocabulary's dtype first, as Categorify does (5.5 becomes 5), or
-        compared as numbers, as a pandas merge does (which compares a float with an integer exactly).
+        Whether to cast values to the vocabulary's dtype first, as Categorify does (5.5 becomes 5). Otherwise
+        they are compared as numbers, as a pandas merge does (a float and an integer exactly).
     """
     if source.op in ("gather_text", "gather_list") and source.is_text:
         return _encoded_table(source, vocabulary, null, unseen, dtype)
@@ -160,7 +160,7 @@ def encode(
 def _encoded_table(
     source: Expression, vocabulary: Vocabulary, null: int, unseen: int, dtype: str
 ) -> Expression:
-    """Encode the text column of a fitted table here, so that the program takes ids from it, and no text."""
+    """Encode a fitted table's text column at compile time, so that the program gathers ids, not text."""
     column = dict(source.own)["column"]
     ids = dict(zip(vocabulary.values.tolist(), vocabulary.ids.tolist(), strict=True))
     values = np.array([ids.get(value, unseen) for value in column.values.tolist()], np.int64)
@@ -173,28 +173,28 @@ def _encoded_table(
 
 
 def _cast_keys(vocabulary: Vocabulary, source: Expression) -> tuple[Any, str]:
-    """Return the vocabulary as int64 keys, and the runtime's name for how inputs become such keys."""
+    """Return the vocabulary as int64 keys, and the runtime's name for converting inputs to such keys."""
     values = vocabulary.values
     if values.dtype.kind in "iub":
         as_is = values.dtype == np.int64 and not source.is_float
         return values.astype(np.int64), "int64" if as_is else f"cast:{values.dtype.name}"
     if values.dtype == np.float32 and source.physical != "float32":
-        # The cast rounds: 3.00000001 becomes 3. An integer below 2**24 it leaves alone.
+        # The cast rounds floats (3.00000001 becomes 3) but leaves integers below 2**24 unchanged.
         return _float_keys(values, 0.0 if source.is_float else 2.0**24)
     return _float_keys(values, 2.0**53)
 
 
 def _float_keys(values: npt.NDArray[Any], limit: float) -> tuple[Any, str]:
-    """Return whole numbers below the limit as such, any others by their bits."""
+    """Return floats as int64 keys: as whole numbers if all are whole and below the limit, else their bits."""
     if np.all(np.abs(values) < limit) and np.all(values == np.floor(values)):
         return values.astype(np.int64), "whole"
-    # Adding 0.0 makes -0.0 the same key as 0.0, which it equals.
+    # Adding 0.0 turns -0.0 into 0.0: the two are equal and need one key.
     bits = (values + values.dtype.type(0)).view(f"i{values.dtype.itemsize}")
     return bits.astype(np.int64), f"bits:{values.dtype.name}"
 
 
 def _equal_keys(vocabulary: Vocabulary, source: Expression) -> tuple[Vocabulary, Any, str]:
-    """Return keys that are equal if the numbers are, without the values that no input can equal."""
+    """Return keys that compare as the numbers do, dropping values that no input can equal."""
     values = vocabulary.values
     if not source.is_float:
         whole, keys = _as_int64(values)
@@ -209,7 +209,7 @@ def _equal_keys(vocabulary: Vocabulary, source: Expression) -> tuple[Vocabulary,
 
 
 def _as_int64(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Return which numbers are int64 numbers, and all of them as such (the others as 0)."""
+    """Return which numbers int64 holds exactly, and all numbers as int64 (the others as 0)."""
     if values.dtype.kind == "f":
         fits = (values == np.floor(values)) & (values >= -(2.0**63)) & (values < 2.0**63)
     else:

@@ -1,1 +1,1 @@
-"""Dense models: torch modules → ONNX files, and what runs both for comparison."""
+"""Dense models: torch modules and ONNX graphs → the files of their engines, and running both to compare."""

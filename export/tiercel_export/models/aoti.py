@@ -1,6 +1,6 @@
-"""The engines ``aoti`` and ``aoti-cuda``: torch module → ``torch.export`` → AOTInductor's package.
+"""The engines ``aoti`` and ``aoti-cuda``: torch module → ``torch.export`` → AOTInductor package.
 
-One for a GPU is compiled by ``tiercel build-engines``, where that GPU is.
+``tiercel build-engines`` compiles the package for a GPU, on a machine with that GPU.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def make_aoti(
     ExportError
         torch can't express the module as one graph.
     EngineBuildFailed
-        There is no compiler, or it failed.
+        There is no compiler, or compilation failed.
     """
     where, file = device_name(Aoti.device), folder / Aoti.file
     program, _ = batch_program(module, inputs, max_batch, folder.name)
@@ -54,16 +54,16 @@ def make_aoti_cuda(
     max_batch: int,
     build_id: str,
 ) -> tuple[str, ...]:
-    """Write the program that a GPU's machine compiles, and its graph as ONNX; see :class:`~.prepare.Maker`.
+    """Write the program for compilation on the GPU machine, and an ONNX graph; see :class:`~.prepare.Maker`.
 
-    Where a GPU is at hand it is compiled now.
+    If this machine has a GPU, the program is compiled now.
 
     Raises
     ------
     ExportError
         torch can't express the module as one graph.
     EngineBuildFailed
-        There is a GPU and no compiler, or it failed.
+        There is a GPU but no compiler, or compilation failed.
     """
     write_onnx(module, folder, inputs=inputs, output=output, max_batch=max_batch, build_id=build_id)
     program, _ = batch_program(module, inputs, max_batch, folder.name)

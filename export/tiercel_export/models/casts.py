@@ -1,10 +1,10 @@
 """Half precision by casting the graph: matrix products in FP16 or BF16, everything else in float32.
 
-TensorRT 11 has no precision flags: what is computed how stands in the graph. Inputs, outputs, embeddings,
-sums, softmax and normalisation stay float32; products take factors in half precision, and what only moves or
-bends their results (a bias, ReLU) stays with them, so that no cast stands between two layers. A product that
-gives a handful of columns, such as the last layer's score, stays float32: it costs nothing there, and its
-rounding would be the ranking's.
+TensorRT 11 has no precision flags: the graph itself defines the precision of each operator. Inputs, outputs,
+embeddings, sums, softmax and normalisation stay float32. Products take factors in half precision, and
+element-wise or layout operators on their results (a bias, ReLU) stay in half precision, so that no casts are
+needed between layers. A product with few output columns, such as the last layer's score, stays float32. It
+costs little, and its rounding would change the ranking.
 
 Micikevicius et al. 2018, "Mixed precision training", keeps the same parts in float32.
 """
@@ -25,7 +25,7 @@ from ..errors import ExportError
 
 @dataclass(frozen=True)
 class HalfType:
-    """A type of sixteen bits: ONNX's number, NumPy's dtype, its largest number."""
+    """A 16-bit float type: its number in ONNX, its NumPy dtype, and its largest finite value."""
 
     number: int
     dtype: npt.DTypeLike
@@ -38,10 +38,10 @@ HALF_TYPES: Mapping[str, HalfType] = {
     "bf16": HalfType(TensorProto.BFLOAT16, ml_dtypes.bfloat16, 3.38e38),
 }
 
-#: What is computed in half precision wherever it stands.
+#: Operators that are always computed in half precision, unless narrow.
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 
-#: What goes on in half precision if all that it reads, constants aside, is of half precision already.
+#: Operators that are computed in half precision if all non-constant inputs already are.
 FOLLOWS = frozenset(
     {
         "Relu",
@@ -59,12 +59,12 @@ FOLLOWS = frozenset(
     | {"Reshape", "Squeeze", "Unsqueeze", "Expand", "Slice"}
 )
 
-#: A product that gives fewer columns than tensor cores take at once stays float32.
+#: A product with fewer output columns than this, the width of a tensor core's tile, stays float32.
 NARROW = 16
 
 
 def cast_graph(model: onnx.ModelProto, precision: str, *, simulate: bool = False) -> onnx.ModelProto:
-    """Return the graph with its products in half precision; the given one stays as it is.
+    """Return a copy of the graph with its products in half precision.
 
     Parameters
     ----------
@@ -73,13 +73,13 @@ def cast_graph(model: onnx.ModelProto, precision: str, *, simulate: bool = False
     precision
         A row of :data:`HALF_TYPES`.
     simulate
-        Write every number of half precision as a float32 that was rounded to it: what a GPU computes, whose
-        products of half precision are added in float32, in a graph that any CPU runs.
+        Represent each half-precision value as a float32 rounded to it, so that any CPU can run the graph.
+        This matches a GPU, which multiplies in half precision and accumulates in float32.
 
     Raises
     ------
     ExportError
-        A weight is beyond the type's largest number, or the graph has control flow.
+        A weight exceeds the type's largest value, or the graph has control flow.
     """
     refuse_control_flow(model, precision)
     made = onnx.ModelProto()
@@ -98,7 +98,7 @@ def cast_graph(model: onnx.ModelProto, precision: str, *, simulate: bool = False
 
 
 def refuse_control_flow(model: onnx.ModelProto, precision: str) -> None:
-    """Refuse a graph whose nodes have graphs of their own.
+    """Refuse a graph with control flow, which is a node with subgraphs.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def refuse_control_flow(model: onnx.ModelProto, precision: str) -> None:
 
 
 def halved(model: onnx.ModelProto) -> int:
-    """Return how many nodes of a cast graph compute products of half precision."""
+    """Return how many products of a cast graph are computed in half precision."""
     half = {tensor.name for tensor in model.graph.initializer if tensor.data_type != TensorProto.FLOAT}
     half |= {
         node.output[0]
@@ -126,14 +126,14 @@ def halved(model: onnx.ModelProto) -> int:
 
 @dataclass
 class _Casting:
-    """The graph while it is rewritten, node by node in its order."""
+    """A graph that is being rewritten, node by node in order."""
 
     model: onnx.ModelProto
     half: HalfType
     precision: str
     simulate: bool
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    #: Tensor → its half-precision form; and those of them whose float32 form is not there as yet.
+    #: Tensor → the name of its half-precision form; and those tensors whose float32 form is not written yet.
     halves: dict[str, str] = field(default_factory=dict)
     owed: set[str] = field(default_factory=set)
 
@@ -147,7 +147,7 @@ class _Casting:
         self.integers = {tensor.name for tensor in self.model.graph.initializer} - set(self.weights)
 
     def add(self, node: onnx.NodeProto) -> None:
-        """Write one node, in half precision if it shall be."""
+        """Write one node, in half precision where the rules of this module say so."""
         if node.op_type in PRODUCTS and not self._narrow(node):
             self._in_half(node, list(node.input))
         elif self._follows(node):
@@ -158,7 +158,7 @@ class _Casting:
             self.nodes.append(node)
 
     def full(self, name: str) -> None:
-        """See to it that a tensor is there in float32."""
+        """Make sure that a tensor's float32 form exists."""
         if name in self.owed:
             self.owed.remove(name)
             self.nodes.append(_cast(self.halves[name], name, TensorProto.FLOAT))
@@ -194,7 +194,7 @@ class _Casting:
         self.results.add(name)
 
     def _half(self, name: str) -> str:
-        """Return a tensor's half-precision form, making it if it is not there."""
+        """Return the name of a tensor's half-precision form, creating it if necessary."""
         if name not in self.halves:
             half = f"{name}_{self.precision}"
             if name in self.weights:
@@ -231,7 +231,7 @@ def _cast(name: str, to: str, number: int) -> onnx.NodeProto:
 
 
 def drop_unused(model: onnx.ModelProto) -> None:
-    """Drop weights and casts that nobody reads any more."""
+    """Remove weights and casts that are no longer read, in place."""
     outputs = {tensor.name for tensor in model.graph.output}
     read = _read(model) | outputs
     for node in [n for n in model.graph.node if n.op_type == "Cast" and n.output[0] not in read]:

@@ -1,8 +1,8 @@
-"""Torch modules: what they take, what they give, and running them on named arrays.
+"""Torch modules: their inputs and outputs, and running them on named arrays.
 
-The names of ``forward``'s parameters say which packed tensors the model takes; there is no other
-wiring. The batch is the only dynamic axis: the candidates K, the history length L and the widths of
-the packed tensors are constants of the graph, so an engine can plan its memory and fuse its kernels.
+The names of ``forward``'s parameters select the packed tensors that the model takes; there is no other
+wiring. The batch is the only dynamic axis. The number of candidates K, the history length L and the widths
+of the packed tensors are constants of the graph, so an engine can plan its memory and fuse its kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import ExportInputError
 
 
 class Runs(Protocol):
-    """A model that is no torch module: an ONNX graph."""
+    """A model that is not a torch module, such as an ONNX graph."""
 
     def run(self, arrays: Mapping[str, Array]) -> Array:
         """Return its one output for its inputs ``[B, …]``."""
@@ -31,22 +31,22 @@ class Runs(Protocol):
 def forward_inputs(
     module: torch.nn.Module, available: Mapping[str, TensorSpec], what: str
 ) -> tuple[TensorSpec, ...]:
-    """Return the specs of the tensors that ``module.forward`` names, in its order.
+    """Return the specs of the tensors that ``module.forward`` takes, in the order of its parameters.
 
     Parameters
     ----------
     module
         The torch module.
     available
-        Name → spec of every tensor that the stage could hand over.
+        Name → spec of every tensor that the stage can provide.
     what
-        What the caller calls the module, for messages.
+        The caller's name for the module, for messages.
 
     Raises
     ------
     ExportInputError
-        If a parameter without a default is no packed tensor, or ``forward`` takes ``*args`` or
-        ``**kwargs``, whose names cannot be known.
+        If a parameter without a default is not an available tensor, if ``forward`` takes none of them, or if
+        it has ``*args``, ``**kwargs`` or positional-only parameters, which can't be passed by name.
     """
     chosen = []
     for parameter in inspect.signature(module.forward).parameters.values():
@@ -71,22 +71,22 @@ def forward_inputs(
 
 
 def example_inputs(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
-    """Return zeros for each input, ``[batch, *dims]``. Id 0 is the pad of every vocabulary."""
+    """Return zeros for each input, ``[batch, *dims]``; id 0 is padding in every vocabulary."""
     return {spec.name: np.zeros((batch, *spec.dims), spec.numpy_dtype) for spec in inputs}
 
 
 def frozen(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of the module on the CPU, in evaluation mode; the original is left as it was."""
+    """Return a copy of the module on the CPU, in evaluation mode; the original is not changed."""
     return copy.deepcopy(module).cpu().eval()
 
 
 def check_weights(module: torch.nn.Module, what: str) -> None:
-    """Refuse a module with weights that are no numbers: padding would hide them from :func:`check_output`.
+    """Refuse a module with weights that are not finite, which :func:`check_output`, on padding, may miss.
 
     Raises
     ------
     ExportInputError
-        A parameter holds NaN or infinity, or a buffer NaN: a mask may be infinite.
+        A parameter contains NaN or infinity, or a buffer NaN. Buffers may be infinite, as masks are.
     """
     held: list[tuple[str, torch.Tensor, torch.Tensor]] = [
         (name, weight, ~torch.isfinite(weight)) for name, weight in module.named_parameters()
@@ -103,7 +103,13 @@ def check_weights(module: torch.nn.Module, what: str) -> None:
 
 
 def run_module(module: torch.nn.Module | Runs, arrays: Mapping[str, Array]) -> Array:
-    """Run a module on named arrays without gradients and return its one output."""
+    """Run a module on named arrays without gradients and return its one output.
+
+    Raises
+    ------
+    ExportInputError
+        ``forward`` does not return one tensor.
+    """
     if not isinstance(module, torch.nn.Module):
         return module.run(arrays)
     with torch.inference_mode():
@@ -123,13 +129,13 @@ def check_output(
     Parameters
     ----------
     module
-        A module as :func:`frozen` gives it, or an ONNX model.
+        A module as returned by :func:`frozen`, or an ONNX model.
     inputs
-        Its inputs, as :func:`forward_inputs` gives them.
+        Its inputs, as returned by :func:`forward_inputs`.
     dims
-        The expected output shape without the batch axis; None is a free length.
+        The expected output shape without the batch axis; None allows any length.
     what
-        What the caller calls the module, for messages.
+        The caller's name for the module, for messages.
 
     Returns
     -------
@@ -139,8 +145,8 @@ def check_output(
     Raises
     ------
     ExportInputError
-        If the module fails on these shapes, or its output has another shape or dtype, or is NaN for
-        padding: an empty history or an empty slot must still give a number.
+        If the module fails on these shapes, or its output has another shape or dtype, or contains NaN for
+        padding. An empty history or an empty slot must still produce a number.
     """
     batch = 3
     try:

@@ -1,6 +1,6 @@
-"""The engine ``onnx``: torch module → ``torch.export`` → ONNX, with a dynamic batch and the rest fixed.
+"""The engine ``onnx``: torch module → ``torch.export`` → ONNX, with a dynamic batch and all other axes fixed.
 
-A model that comes as ONNX is written with the stage's names and shapes.
+A model that is given as ONNX is written with the stage's names and shapes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .onnx_model import DOMAINS, OnnxModel
 from .program import batch_program, first_lines
 from .readiness import graph_problems
 
-#: ONNX Runtime 1.18 and later run this opset; newer ones bring nothing that these graphs use.
+#: ONNX Runtime 1.18 and later run this opset; newer opsets add nothing that these graphs use.
 OPSET = 18
 
-#: The key under which the build id lies in the model's ``metadata_props``.
+#: Key of the build id in the model's ``metadata_props``.
 BUILD_ID_KEY = "tiercel_build_id"
 
-#: From here on the weights go into a file beside the model, which the instances of a model map and so share;
-#: what is inside of the ONNX file each process reads into memory of its own.
+#: Weights of at least this many bytes are stored in a file beside the model, which the instances of a model
+#: map into memory and share. Weights inside the ONNX file are copied into the memory of each process.
 EXTERNAL_DATA_BYTES = 1 << 20
 
-#: What that file is called: the model's name and this.
+#: Suffix that the name of the weights' file adds to the model's.
 EXTERNAL_DATA_SUFFIX = ".data"
 
 
@@ -48,18 +48,18 @@ def write_onnx(
     build_id: str,
     loops: bool = False,
 ) -> tuple[str, ...]:
-    """Write the module as an ONNX file with a dynamic batch of 1 to ``max_batch``; an ONNX model as it is.
+    """Write the module as an ONNX file with a dynamic batch of 1 to ``max_batch``; copy an ONNX model.
 
     Parameters
     ----------
     module, folder, inputs, output, max_batch, build_id
-        As every maker's; see :class:`~.prepare.Maker`.
+        As for every maker; see :class:`~.prepare.Maker`.
     loops
-        Whether a small graph is written as loops too (:mod:`.loops`).
+        Whether to write a small graph as loops too (:mod:`.loops`).
 
     Returns
     -------
-    What TensorRT would have against the graph, for people: this engine does not mind.
+    Notes about layers that TensorRT would refuse; they do not affect this engine.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def write_onnx(
     return tuple(f"{folder.name}: not ready for TensorRT: {problem}" for problem in graph_problems(graph))
 
 
-#: The maker of the engine ``onnx``, which runs loops where there are any.
+#: The maker of the engine ``onnx``, which runs the loops if a model has them.
 make_onnx = partial(write_onnx, loops=True)
 
 
@@ -132,7 +132,7 @@ def _finish(model: onnx.ModelProto, path: Path, build_id: str) -> onnx.ModelProt
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Check a graph and write it, large weights beside it."""
+    """Check a graph and write it, with large weights in a file beside it."""
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if weights >= EXTERNAL_DATA_BYTES:
         onnx.save_model(
@@ -150,7 +150,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's notes about packages that nobody here asked for."""
+    """Silence the exporter's messages about optional packages that are not used here."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """A dense model given as ONNX: a file, or a graph in memory.
 
-It takes the place of a torch module. The names of its inputs are the wiring, as the parameters of ``forward``
-are. It is read once: what is compiled, the golden answers and the verification all come of those bytes,
-whatever becomes of the file.
+It takes the place of a torch module. Its inputs are bound to tensors by name, as the parameters of
+``forward`` are. It is read once: the compiled engine, the golden answers and the verification all use those
+bytes, even if the file changes later.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tiercel_serving.spec import Array, TensorSpec
 
 from ..errors import ExportInputError
 
-#: Domain of operators → what its operators need; ONNX Runtime carries both by itself.
+#: Domain of an operator → the operator set that defines it. ONNX Runtime supports both sets by itself.
 DOMAINS = {"": "ai.onnx", "ai.onnx": "ai.onnx", "ai.onnx.ml": "ai.onnx.ml"}
 
-#: The oldest operator set that ONNX Runtime promises to run.
+#: The oldest operator set that ONNX Runtime guarantees to run.
 OLDEST_OPSET = 7
 
-#: More bytes of weights than this do not go through one protobuf message, whose limit is 2 GiB.
+#: Graphs with more bytes of weights than this do not fit one protobuf message, whose limit is 2 GiB.
 MESSAGE_BYTES = 1_900_000_000
 
 
@@ -38,18 +38,18 @@ class OnnxModel:
     given
         The path of an ONNX file, with its weights inside or beside it, or the graph itself.
     available
-        Name → spec of every tensor that the stage could hand over.
+        Name → spec of every tensor that the stage can provide.
     output
-        What the stage calls the output. A graph with several must have one of this name; the only one of a
-        graph may have any.
+        The stage's name for the output. A graph with several outputs must have one of this name; a single
+        output may have any name.
     what
-        What the caller calls the model, for messages.
+        The caller's name for the model, for messages.
 
     Raises
     ------
     ExportInputError
-        The file can't be read, an operator or a type is unknown, weights are missing or no numbers, inputs
-        are no tensors of the stage or of another dtype or shape, or the batch is no free axis.
+        The file can't be read, an operator or a type is unknown, weights are missing, NaN or infinite, an
+        input is not a tensor of the stage or has another dtype or shape, or the batch axis is not dynamic.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class OnnxModel:
         self._check_weights()
         self.inputs = self._bound_inputs(available)
         self.output = self._named_output(output)
-        del self.graph.graph.value_info[:]  # shapes of another batch, or none
+        del self.graph.graph.value_info[:]  # may hold shapes of a fixed batch
         self._check_graph()
         self._session = self._opened()
 
     @property
     def weight_count(self) -> int:
-        """How many weights it has; those of trees are attributes of their node."""
+        """The number of its float weights, including those of trees, which are attributes of their node."""
         of_nodes = sum(len(one.floats) for node in self.graph.graph.node for one in node.attribute)
         return of_nodes + sum(
             int(np.prod(tensor.dims, dtype=np.int64))
@@ -78,19 +78,19 @@ class OnnxModel:
         )
 
     def run(self, arrays: Mapping[str, Array]) -> Array:
-        """Run the graph on its inputs ``[B, …]``, without ONNX Runtime's optimisations."""
+        """Run the graph on its inputs ``[B, …]`` without ONNX Runtime's optimisations; return the output."""
         (result,) = self._session.run([self.output], {spec.name: arrays[spec.name] for spec in self.inputs})
         return np.asarray(result)
 
     def fix_output(self, shape: Sequence[int]) -> None:
-        """Write into the graph the shape that its output was found to have, without the batch."""
+        """Set the shape of the graph's output; ``shape`` excludes the batch axis."""
         _set_shape(self.graph.graph.output[0], shape)
 
     def _error(self, text: str) -> ExportInputError:
         return ExportInputError(f"{self._what}: {text}")
 
     def _read(self, given: str | Path | onnx.ModelProto) -> onnx.ModelProto:
-        """Return a copy of the graph, its outside weights not loaded."""
+        """Return a copy of the graph, with external weights not yet loaded."""
         if isinstance(given, onnx.ModelProto):
             model = onnx.ModelProto()
             model.CopyFrom(given)
@@ -99,7 +99,7 @@ class OnnxModel:
                 model = onnx.load(str(given), load_external_data=False)
             except FileNotFoundError:
                 raise self._error("there is no such file; name an ONNX file or give a torch module") from None
-            except Exception as error:  # what protobuf raises of a file that is none
+            except Exception as error:  # protobuf's errors for a file that is not ONNX
                 raise self._error(
                     f"expected an ONNX file, but it can't be read as one ({error or type(error).__name__}); "
                     "it may be cut short: export it again"
@@ -109,7 +109,7 @@ class OnnxModel:
         return model
 
     def _check_operators(self) -> None:
-        """Refuse operators and operator sets that ONNX Runtime does not carry, by name."""
+        """Refuse operators and operator sets that ONNX Runtime does not support."""
         model = self.graph
         opsets = {DOMAINS.get(one.domain, one.domain): one.version for one in model.opset_import}
         newest = onnx.defs.onnx_opset_version()
@@ -135,7 +135,7 @@ class OnnxModel:
             )
 
     def _load_weights(self, path: Path) -> None:
-        """Load the weights that lie beside the file."""
+        """Load the external weights, which are stored in files beside the ONNX file."""
         names = sorted(
             {
                 entry.value
@@ -170,11 +170,11 @@ class OnnxModel:
                 )
 
     def _bound_inputs(self, available: Mapping[str, TensorSpec]) -> tuple[TensorSpec, ...]:
-        """Hold the graph's inputs to the tensors of those names, and fix all of their axes but the batch."""
+        """Check the graph's inputs against the tensors of the same names, and fix all axes but the batch."""
         graph = self.graph.graph
         weights = {tensor.name for tensor in graph.initializer}
         for place in reversed(range(len(graph.input))):
-            if graph.input[place].name in weights:  # as files before IR version 4 list them
+            if graph.input[place].name in weights:  # files before IR version 4 list weights as inputs
                 del graph.input[place]
         here = ", ".join(sorted(available))
         unknown = [put.name for put in graph.input if put.name not in available]
@@ -214,7 +214,7 @@ class OnnxModel:
         _set_shape(put, spec.dims)
 
     def _named_output(self, wanted: str) -> str:
-        """Leave the graph one output, under the stage's name."""
+        """Reduce the graph to one output with the stage's name, and return that name."""
         graph = self.graph.graph
         names = [put.name for put in graph.output]
         if len(names) != 1 and wanted not in names:
@@ -232,7 +232,7 @@ class OnnxModel:
                 f"output {name!r}: expected float32, got {_type_name(put.type.tensor_type.elem_type)}; cast "
                 "it inside the graph"
             )
-        # What it gives is looked at, not what it says.
+        # The declared shape is dropped; the real one is found by running the graph.
         rank = len(put.type.tensor_type.shape.dim) or 2
         _set_shape(put, (None,) * (rank - 1))
         if name == wanted:
@@ -261,7 +261,7 @@ class OnnxModel:
     def _opened(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        # The oracle computes as the graph says; what is served may be optimised, and is compared with it.
+        # The oracle runs the graph as written; the served engine may be optimised and is compared with it.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         source: str | bytes
@@ -283,7 +283,7 @@ class OnnxModel:
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node, those of local functions and of branches and loops too."""
+    """Yield every node, including those of local functions, branches and loops."""
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""Models as the caller gives them, torch modules or ONNX → models that can be asked."""
+"""From models as the caller gives them, torch modules or ONNX, to models that can be run."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from ..errors import ExportInputError
 from .dense import check_output, check_weights, forward_inputs, frozen, run_module
 from .onnx_model import OnnxModel
 
-#: Rows that go through a model at once where there are many.
+#: Rows per batch when a model runs over a whole table.
 _BLOCK = 4096
 
 
 def open_model(
     given: object, available: Mapping[str, TensorSpec], output: str, what: str
 ) -> tuple[torch.nn.Module | OnnxModel, tuple[TensorSpec, ...]]:
-    """Return a model that :func:`~.dense.run_module` runs, and what it takes.
+    """Return a model that :func:`~.dense.run_module` can run, and the specs of its inputs.
 
     Parameters
     ----------
     given
-        A torch module, of which a frozen copy is taken; the path of an ONNX file; or an ONNX graph.
+        A torch module, which is copied and frozen; the path of an ONNX file; or an ONNX graph.
     available
-        Name → spec of every tensor that it may name.
+        Name → spec of every tensor that it may take.
     output
-        What the stage calls the output.
+        The stage's name for the output.
     what
-        What the caller calls the model, for messages.
+        The caller's name for the model, for messages.
 
     Raises
     ------
     ExportInputError
-        It is none of these, or does not fit the stage.
+        It is none of these, its weights are not finite, or it does not fit the stage.
     """
     if isinstance(given, torch.nn.Module):
         still = frozen(given)
@@ -60,24 +60,29 @@ def run_over_rows(
     rows: int,
     what: str,
 ) -> Array:
-    """Run a model that gives one vector a row over whole tables, block by block.
+    """Run a model that computes one vector per row over whole tables, block by block.
 
     Parameters
     ----------
     given
-        The model, as :func:`open_model` takes it.
+        The model, as for :func:`open_model`.
     available
-        Name → spec of every tensor that it may name.
+        Name → spec of every tensor that it may take.
     arrays
         Those tensors, ``[rows, …]``.
     rows
-        How many.
+        The number of rows.
     what
-        What the caller calls the model, for messages.
+        The caller's name for the model, for messages.
 
     Returns
     -------
-    ``[rows, D]``.
+    ``[rows, D]`` float32.
+
+    Raises
+    ------
+    ExportInputError
+        As for :func:`open_model`, or its output is not ``[B, D]`` float32.
     """
     model, inputs = open_model(given, available, "vectors", what)
     check_output(model, inputs, [None], what)

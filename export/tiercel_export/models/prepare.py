@@ -1,4 +1,4 @@
-"""The dense models of an export: what they take, what they give, and their engines on disk."""
+"""The dense models of an export: their inputs, their outputs, and their engines on disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Maker(Protocol):
-    """What the row of an engine names as its ``maker``."""
+    """The function that the row of an engine names as its ``maker``."""
 
     def __call__(
         self,
@@ -42,7 +42,7 @@ class Maker(Protocol):
         max_batch: int,
         build_id: str,
     ) -> Sequence[str]:
-        """Write a model as the engine's file, and return what whoever exports should know.
+        """Write a model as the engine's file, and return notes for the user.
 
         Parameters
         ----------
@@ -56,9 +56,9 @@ class Maker(Protocol):
         output
             The name of the one output.
         max_batch
-            The largest batch that will be asked for.
+            The largest batch that will be requested.
         build_id
-            Goes into the file, if there is a place for it.
+            Stored in the file, if its format allows that.
 
         Raises
         ------
@@ -69,24 +69,24 @@ class Maker(Protocol):
 
 
 class Calibrator(Protocol):
-    """What the row of an engine names as its ``calibrator``."""
+    """The function that the row of an engine names as its ``calibrator``."""
 
     def __call__(self, folder: Path, requests: Sequence[Arrays], *, max_batch: int) -> None:
-        """Finish what the maker wrote.
+        """Finish the engine that the maker began, with sample requests.
 
         Parameters
         ----------
         folder
             The artefact's directory.
         requests
-            Batches of the model's inputs, as they will come.
+            Representative batches of the model's inputs.
         max_batch
-            The largest batch that will be asked for.
+            The largest batch that will be requested.
 
         Raises
         ------
         ExportError
-            The engine can't express the model, or there are no requests.
+            The engine can't express the model, or ``requests`` is empty.
         """
         ...
 
@@ -98,13 +98,13 @@ class DenseModel:
     Parameters
     ----------
     stage
-        The stage, and its artefact.
+        Name of the stage and of its artefact.
     module
         A copy of the module on the CPU, in evaluation mode; or an ONNX model.
     inputs
-        What it takes.
+        Specs of its inputs.
     output
-        What it gives; its dims are those of one user.
+        Spec of its output, without the batch axis.
     """
 
     stage: str
@@ -119,32 +119,32 @@ class DenseModel:
 
     @property
     def parameters(self) -> int:
-        """How many weights it has."""
+        """The number of its weights."""
         if isinstance(self.module, OnnxModel):
             return self.module.weight_count
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Run the module on named arrays ``[B, …]``; those that are no input are ignored."""
+        """Run the module on named arrays ``[B, …]``; arrays that are not inputs are ignored."""
         return {self.output.name: run_module(self.module, {name: arrays[name] for name in self.names})}
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a recommender, before any is compiled.
+    """The models of a recommender, before they are compiled.
 
     Parameters
     ----------
     forms
         Source → the arrays of its served form.
     queries
-        Source → its query model, where the form has one.
+        Source → its query model, for forms that have one.
     ranker
-        The ranker; None where retrieval's order is the order.
+        The ranker; None if the order of retrieval is kept.
     buckets
         The ranker for fewer candidates, in the order of the settings.
     towers
-        Source → what makes its item vectors, where items may be put between releases.
+        Source → its item tower, if items may be added between releases.
     """
 
     forms: Mapping[str, FormArrays]
@@ -159,7 +159,7 @@ class Models:
         return (*self.queries.values(), *(() if self.ranker is None else (self.ranker,)), *self.buckets)
 
     def query_models(self, engine: str) -> dict[str, QueryModel]:
-        """Return what the manifest says of the query models."""
+        """Return the manifest's entries for the query models, by source."""
         return {
             source: QueryModel(
                 engine_for(engine, model.stage), model.names, model.output.dims[0], model.parameters
@@ -169,11 +169,11 @@ class Models:
 
     @property
     def tasks(self) -> int:
-        """How many scores the ranker gives an item; 0 without one."""
+        """The number of scores that the ranker gives each item; 0 without a ranker."""
         return 0 if self.ranker is None else self.ranker.output.dims[1]
 
     def ranking_model(self, engine: str, names: tuple[str, ...]) -> RankingModel | None:
-        """Return what the manifest says of the ranker."""
+        """Return the manifest's entry for the ranker; ``names`` are those of its tasks."""
         if self.ranker is None:
             return None
         return RankingModel(engine, self.ranker.names, self.tasks, self.ranker.parameters, names)
@@ -185,19 +185,24 @@ def prepare_models(
     tensors: Tensors,
     packed: Mapping[str, Array],
 ) -> Models:
-    """Make the served forms, find what each module takes, and check what it gives.
+    """Make the served forms, find the inputs of each module, and check its output.
 
     Parameters
     ----------
     retrieval, ranker
-        As the caller of ``build_release`` gave them.
+        As given to ``build_release``.
     tensors
-        What modules may name.
+        The tensors that modules may take.
     packed
         The packed item tensors ``[I + 1, …]``.
+
+    Raises
+    ------
+    ExportInputError
+        A form or a module does not fit the catalogue or the tensors of its stage.
     """
     items = tensors.catalogue.items
-    # At serving the item axis comes second; a module of items alone sees rows.
+    # When served, items are the second axis; an item module sees one item per row.
     rows = {t.name: TensorSpec(t.name, t.dtype, t.dims[1:], doc=t.doc) for t in tensors.item}
     table = ItemTensors(items, rows, {name: array[:items] for name, array in packed.items()})
     forms, queries = {}, {}
@@ -226,7 +231,7 @@ def _towers(
     tensors: Tensors,
     rows: Mapping[str, TensorSpec],
 ) -> dict[str, DenseModel]:
-    """Return what makes the item vectors of each source whose form has a module for that."""
+    """Return the item tower of each source whose form computes item vectors with a torch module."""
     modules = {source: form.items for source, form in retrieval.items() if isinstance(form, HasItems)}
     return {
         source: _dense(
@@ -243,7 +248,7 @@ def _buckets(ranker: DenseModel, tensors: Tensors) -> Iterator[DenseModel]:
     Raises
     ------
     ExportInputError
-        It does not run on fewer, or a candidate's score depends on the empty slots behind it.
+        It does not run on fewer, or a candidate's score depends on the empty slots after it.
     """
     for k in tensors.settings.kept_buckets:
         inputs = tuple(
@@ -260,7 +265,7 @@ def _buckets(ranker: DenseModel, tensors: Tensors) -> Iterator[DenseModel]:
 def _refuse_other_scores(
     ranker: DenseModel, smaller: DenseModel, k: int, tensors: Tensors, what: str
 ) -> None:
-    """Compare both sizes where all but k slots are empty."""
+    """Compare the scores of both sizes on inputs where all but the first k slots are empty."""
     random = np.random.default_rng(0)
     arrays = {}
     for spec in ranker.inputs:
@@ -294,12 +299,12 @@ def _dense(
     return DenseModel(stage, model, inputs, TensorSpec(output, "float32", shape))
 
 
-#: The output of a stage whose tensor is not called as the stage.
+#: Stage → its output tensor, if that is not named after the stage.
 _OUTPUTS = {RANKING: "rank_score"}
 
 
 def engine_for(engine: str, stage: str) -> str:
-    """Return the row that takes a stage's model."""
+    """Return the row of ``ENGINES`` for a stage's model; the query models of some engines use another."""
     return engine if is_ranker(stage) else query_engine(engine)
 
 
@@ -312,9 +317,9 @@ def write_engines(
     build_id: str,
     tell: Callable[[str], None],
 ) -> list[str]:
-    """Write the artefact of every model, by the maker that its engine's row names; return notes.
+    """Write the artefact of every model with the maker that its engine's row names; return notes.
 
-    ``tell`` hears the stage of each as it begins.
+    ``tell`` is called with the stage of each model before it is written.
     """
     notes: list[str] = []
     rows = [(model, engine_for(engine, model.stage)) for model in models.dense]
@@ -346,14 +351,14 @@ def calibrate_engines(
     max_batch: int,
     build_id: str,
 ) -> None:
-    """Finish the ranker, and those for fewer candidates, where their engine's row names a ``calibrator``.
+    """Finish the rankers (also for fewer candidates) if their engine's row names a ``calibrator``.
 
     Parameters
     ----------
     artefacts, models, engine, max_batch, build_id
-        As :func:`write_engines` was given them.
+        As given to :func:`write_engines`.
     requests
-        Gives batches of a model's inputs, as they will come.
+        ``requests(model)`` returns representative batches of a model's inputs.
     """
     kind: Any = ENGINES.find(engine)
     if not isinstance(kind, Calibrated):

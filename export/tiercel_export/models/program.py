@@ -1,4 +1,4 @@
-"""torch module → ``torch.export`` program with a dynamic batch: where every compiled engine begins."""
+"""torch module → ``torch.export`` program with a dynamic batch: the first step for every compiled engine."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .dense import example_inputs
 def batch_program(
     module: torch.nn.Module, inputs: Sequence[TensorSpec], max_batch: int, what: str
 ) -> tuple[torch.export.ExportedProgram, dict[str, torch.Tensor]]:
-    """Trace a module with a batch of 1 to ``max_batch``, and return the program with the inputs it was shown.
+    """Trace a module with a batch of 1 to ``max_batch``; return the program and its example inputs.
 
     Parameters
     ----------
     module
         A module as :func:`~.dense.frozen` gives it.
     inputs
-        Its inputs, in the order of the program's.
+        Its inputs, in the program's order.
     max_batch
-        The largest batch that will be asked for.
+        The largest batch that will be requested.
     what
-        What the model is called, for messages.
+        Name of the model, for messages.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def batch_program(
         If torch cannot express the module as one graph.
     """
     device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
-    # Two rows: torch.export would take a batch of 1 for a constant.
+    # Two rows, because torch.export would specialise a batch of 1 as a constant.
     example = {name: torch.from_numpy(value).to(device) for name, value in example_inputs(inputs, 2).items()}
     batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
     try:
@@ -54,5 +54,5 @@ def batch_program(
 
 
 def first_lines(error: Exception, lines: int = 3) -> str:
-    """Return the beginning of what an error says, in one line."""
+    """Return the first lines of an error's message, joined into one line."""
     return " ".join(str(error).strip().splitlines()[:lines])

@@ -1,13 +1,14 @@
-"""INT8 and FP8: wide matrix products between QuantizeLinear and DequantizeLinear, everything else in float32.
+"""INT8 and FP8: quantize wide matrix products with Q/DQ nodes, and keep everything else in float32.
 
-What ModelOpt gives are the scales: it is shown the graph's products, as linear layers, and what comes to them
-on the release's own requests. The graph is rewritten here, since torch's exporter does not write what
-ModelOpt makes of a module. Inputs, outputs, embeddings, sums and products that give or take a handful of
-columns stay as they are, as with half precision (:mod:`.casts`).
+ModelOpt computes the scales. It receives the graph's products as linear layers, and their activations on the
+release's own requests. The graph is rewritten here, because torch's exporter can't write the modules that
+ModelOpt produces. Inputs, outputs, embeddings, sums, and products with few input or output columns stay in
+float32, as with half precision (:mod:`.casts`).
 
-INT8 takes one scale a column of a weight and one for what comes to it, whose columns are evened out before
-(Xiao et al. 2023, "SmoothQuant"). FP8 (E4M3) takes one scale each (Micikevicius et al. 2022, "FP8 formats for
-deep learning"). TensorRT reads both from the graph, and ONNX Runtime runs it on any CPU.
+INT8 uses one scale per output column of a weight and one per activation, whose columns are smoothed first
+(Xiao et al. 2023, "SmoothQuant"). FP8 (E4M3) uses one scale per weight and one per activation (Micikevicius
+et al. 2022, "FP8 formats for deep learning"). TensorRT reads the QuantizeLinear and DequantizeLinear nodes
+from the graph, and ONNX Runtime runs it on any CPU.
 """
 
 from __future__ import annotations
@@ -34,18 +35,19 @@ from .casts import NARROW, drop_unused, refuse_control_flow
 
 @dataclass(frozen=True)
 class EightBits:
-    """A type of eight bits.
+    """An 8-bit type.
 
     Parameters
     ----------
     number, dtype, largest
-        ONNX's number of the type, NumPy's dtype, and the number that the largest of a tensor becomes.
+        The type's number in ONNX, its NumPy dtype, and its largest value, to which a tensor's largest
+        magnitude is scaled.
     opset
-        The first whose QuantizeLinear knows it.
+        The first opset whose QuantizeLinear supports it.
     config
         The name of ModelOpt's settings for it.
     algorithm
-        How ModelOpt finds the scales.
+        ModelOpt's calibration algorithm and its parameters.
     """
 
     number: int
@@ -56,7 +58,7 @@ class EightBits:
     algorithm: Mapping[str, Any]
 
 
-#: Precision → its type. Of SmoothQuant's alpha 0.5, 0.75 and 1 the second kept most of MovieLens's rankings.
+#: Precision → its type. Of SmoothQuant's alpha 0.5, 0.75 and 1, 0.75 changed the rankings of MovieLens least.
 EIGHT_BITS: Mapping[str, EightBits] = {
     "int8": EightBits(
         TensorProto.INT8,
@@ -71,23 +73,23 @@ EIGHT_BITS: Mapping[str, EightBits] = {
     ),
 }
 
-#: The first version of ONNX's files that has both types.
+#: The first ONNX IR version that has both types.
 LEAST_IR = 9
 
-#: The least scale: what is 0 in every request has none.
+#: Lower bound of the largest magnitude, so that a tensor that is 0 in every request has a nonzero scale.
 LEAST_SCALE = 1e-12
 
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product with a constant factor.
+    """A matrix product with a constant weight.
 
     Parameters
     ----------
     node
-        Its place among the graph's nodes.
+        Its index among the graph's nodes.
     read
-        The tensor that comes to it.
+        The name of its input activation.
     weight
         ``[in, out]`` float32.
     """
@@ -99,18 +101,18 @@ class Product:
 
 @dataclass(frozen=True)
 class Scales:
-    """What a product is quantized with.
+    """The quantization parameters of a product.
 
     Parameters
     ----------
     weight
-        ``[in, out]`` float32, its columns evened out if those of what comes to it are.
+        ``[in, out]`` float32; it compensates for ``evened``, if given.
     weight_scale
         ``[out]`` or ``[]`` float32.
     read_scale
-        Of what comes to it.
+        Scale of the activation.
     evened
-        ``[in]`` float32: what comes to it is multiplied by this before; None where it is not.
+        ``[in]`` float32: SmoothQuant's factors, by which the activation is multiplied first; None for none.
     """
 
     weight: Array
@@ -119,7 +121,8 @@ class Scales:
     evened: Array | None = None
 
 
-#: Products, precision, and what gives the tensors that come to the products, batch by batch → their scales.
+#: ``find_scales(products, precision, batches)``: the scales of each product. ``batches()`` yields, for each
+#: batch of requests, the activation of each product.
 FindScales = Callable[[Sequence[Product], str, Callable[[], Iterator[Sequence[Array]]]], list[Scales]]
 
 
@@ -130,7 +133,7 @@ def quantize_graph(
     what: str,
     find_scales: FindScales | None = None,
 ) -> onnx.ModelProto:
-    """Return the graph with its wide products in eight bits; the given one stays as it is.
+    """Return a copy of the graph with its wide products quantized to eight bits.
 
     Parameters
     ----------
@@ -139,18 +142,18 @@ def quantize_graph(
     precision
         A row of :data:`EIGHT_BITS`.
     requests
-        Batches of its inputs that show how large each number becomes.
+        Representative batches of its inputs, for calibration.
     what
-        What the model is called, for messages.
+        Name of the model, for messages.
     find_scales
-        What finds the scales; None asks ModelOpt.
+        Computes the scales; None uses ModelOpt.
 
     Raises
     ------
     ExportError
-        No product is wide enough to gain from it, or the graph has control flow.
+        No product is wide enough to benefit, or the graph has control flow.
     ExportInputError
-        There are no requests to learn the scales from.
+        ``requests`` is empty.
     """
     refuse_control_flow(model, precision)
     products = wide_products(model)
@@ -170,7 +173,7 @@ def quantize_graph(
     row = EIGHT_BITS[precision]
     for opset in made.opset_import:
         if opset.domain in ("", "ai.onnx"):
-            # From 18 to 19 the operators that our graphs have took more types, and changed nothing else.
+            # From opset 18 to 19, the operators in our graphs only gained types.
             opset.version = max(opset.version, row.opset)
     nodes, rewritten = list(made.graph.node), dict(zip((p.node for p in products), scales, strict=True))
     del made.graph.node[:]
@@ -185,7 +188,7 @@ def quantize_graph(
 
 
 def wide_products(model: onnx.ModelProto) -> list[Product]:
-    """Return the products with a constant that take and give :data:`~.casts.NARROW` columns or more."""
+    """Return the products whose constant weight has at least :data:`~.casts.NARROW` rows and columns."""
     weights = {one.name: one for one in model.graph.initializer if one.data_type == TensorProto.FLOAT}
     found = []
     for place, node in enumerate(model.graph.node):
@@ -205,7 +208,7 @@ def wide_products(model: onnx.ModelProto) -> list[Product]:
 def _observed(
     model: onnx.ModelProto, products: Sequence[Product], requests: Sequence[Arrays]
 ) -> Callable[[], Iterator[Sequence[Array]]]:
-    """Return what yields for each batch what comes to each product."""
+    """Return a function that yields, for each batch of requests, the activation of each product."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     names = [product.read for product in products]
@@ -227,10 +230,10 @@ def _observed(
 
 
 def open_graph(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Return ONNX Runtime's session of a graph on this CPU, which computes each operator as it is written."""
+    """Return an ONNX Runtime session on this CPU that keeps the graph's quantization and casts."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    # Beyond this its optimizer sees that a cast and the cast back cancel each other, and drops both.
+    # Higher levels remove a cast followed by its reverse.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -240,11 +243,11 @@ def open_graph(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 def modelopt_scales(
     products: Sequence[Product], precision: str, batches: Callable[[], Iterator[Sequence[Array]]]
 ) -> list[Scales]:
-    """Ask NVIDIA ModelOpt for the scales, as :data:`FindScales` says."""
+    """Compute the scales with NVIDIA ModelOpt; see :data:`FindScales`."""
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries that nobody here asked for
+        warnings.simplefilter("ignore")  # about optional libraries that are not used here
         import modelopt.torch.quantization as mtq
 
     row = EIGHT_BITS[precision]
@@ -261,7 +264,7 @@ def modelopt_scales(
                 layer(torch.from_numpy(np.array(read)))
 
     config = {**getattr(mtq, row.config), "algorithm": dict(row.algorithm)}
-    # It tells on standard output what it does, where commands write JSON.
+    # ModelOpt reports progress on standard output, where commands write JSON.
     with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         made = mtq.quantize(layers, config, show)
@@ -270,7 +273,7 @@ def modelopt_scales(
 
 def _of_layer(layer: Any, row: EightBits) -> Scales:
     evened = getattr(layer.input_quantizer, "pre_quant_scale", None)
-    # One number a column, or one alone.
+    # One number per output column, or a scalar.
     largest = np.squeeze(layer.weight_quantizer.amax.detach().float().numpy())
     return Scales(
         np.ascontiguousarray(layer.weight.detach().float().numpy().T),
@@ -281,7 +284,7 @@ def _of_layer(layer: Any, row: EightBits) -> Scales:
 
 
 def _quantize(model: onnx.ModelProto, node: onnx.NodeProto, scales: Scales, row: EightBits) -> None:
-    """Put what quantizes its factors before a product, and let it read that."""
+    """Append the Q/DQ nodes of a product's factors to the graph, and let the product read their outputs."""
     graph, name = model.graph, node.output[0]
     read = node.input[0]
     if scales.evened is not None:
@@ -314,7 +317,7 @@ def _quantize(model: onnx.ModelProto, node: onnx.NodeProto, scales: Scales, row:
 
 
 def _rounded(numbers: Array, row: EightBits) -> Array:
-    """Round to nearest, ties to even; what is larger than the largest becomes that."""
+    """Round to nearest, ties to even, and saturate at the type's largest value."""
     clipped = np.clip(numbers, -row.largest, row.largest)
     return np.asarray((np.rint(clipped) if row.dtype is np.int8 else clipped).astype(row.dtype))
 

@@ -1,9 +1,9 @@
-"""Is a graph ready for TensorRT? A table of what it refuses or changes silently, checked at every export.
+"""Is a graph ready for TensorRT? Checks, run at every export, for what it refuses or changes silently.
 
-Sources: the operators that the parser of TensorRT-RTX 1.7 says it has, of ONNX 1.23's (a test asks it again),
-and what was tried with that parser: float64 is narrowed without a word, TopK takes a constant K up to 3,840,
-shapes that follow from values and sequences are refused. The real parser, where it is installed, has the last
-word (:mod:`.tensorrt`).
+The list of operators holds those of ONNX 1.23 that the parser of TensorRT-RTX 1.7 reports as supported (a
+test queries it again). The other checks come from experiments with that parser. It narrows float64 silently,
+takes only a constant K of at most 3,840 for TopK, and refuses sequences and shapes that depend on values.
+Where the real parser is installed, its verdict is final (:mod:`.tensorrt`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-#: Largest K of TopK.
+#: The largest K that TensorRT's TopK accepts.
 TOP_K_MOST = 3840
 
-#: ONNX operators that the parser has.
+#: ONNX operators that TensorRT's parser supports.
 OPERATORS = frozenset(
     """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization
@@ -40,7 +40,7 @@ OPERATORS = frozenset(
     """.split()  # noqa: SIM905 - a list of 160 quoted names is no easier to read
 )
 
-#: What to write in the place of an operator that torch's own layers are known to become.
+#: Operator that torch's own layers or tree models export to → what to use instead.
 REMEDIES: Mapping[str, str] = {
     "SequenceAt": "nn.EmbeddingBag becomes this: take nn.Embedding and a sum over the list",
     "SplitToSequence": "nn.EmbeddingBag becomes this: take nn.Embedding and a sum over the list",
@@ -50,7 +50,7 @@ REMEDIES: Mapping[str, str] = {
     "Compress": "its shape follows from values: take a mask of constant shape",
 }
 
-#: Types that TensorRT narrows without a word, or does not have.
+#: Types that TensorRT narrows silently or does not support.
 _TYPES: Mapping[int, str] = {
     TensorProto.DOUBLE: "float64, which becomes float32 silently; cast it in forward, or take float32",
     TensorProto.STRING: "text, which TensorRT does not have; encode it in the workflow",
@@ -63,13 +63,13 @@ _INDEX_TYPES = (TensorProto.INT32, TensorProto.INT64)
 
 @dataclass(frozen=True)
 class _Graph:
-    """A model with its types and constants looked up."""
+    """A model with its nodes, constants and element types."""
 
     model: onnx.ModelProto
 
     @cached_property
     def nodes(self) -> list[onnx.NodeProto]:
-        """Every node, those of local functions too."""
+        """Every node, including those of local functions."""
         return [*self.model.graph.node, *(node for f in self.model.functions for node in f.node)]
 
     @cached_property
@@ -83,10 +83,10 @@ class _Graph:
 
     @cached_property
     def types(self) -> dict[str, int]:
-        """Name → element type, as far as ONNX can say it."""
+        """Name → element type, as far as ONNX can infer it."""
         try:
             graph = onnx.shape_inference.infer_shapes(self.model).graph
-        except Exception:  # a graph that only the checker can judge
+        except Exception:  # an invalid graph, which the checker reports
             graph = self.model.graph
         known = {
             v.name: v.type.tensor_type.elem_type for v in [*graph.value_info, *graph.input, *graph.output]
@@ -95,12 +95,12 @@ class _Graph:
 
 
 def graph_problems(model: onnx.ModelProto) -> list[str]:
-    """Return what TensorRT would have against a graph, one line each with the layer; empty if it is ready.
+    """Return a line for each problem that TensorRT would have with a graph; empty if it is ready.
 
     Parameters
     ----------
     model
-        The graph; its weights may lie elsewhere.
+        The graph; its weights need not be loaded.
     """
     graph = _Graph(model)
     return [problem for check in CHECKS.values() for problem in check(graph)]
@@ -163,7 +163,7 @@ def _top_k(graph: _Graph) -> Iterator[str]:
             yield f"{_layer(node)}: K = {k}, at most {TOP_K_MOST} is possible; search in blocks"
 
 
-#: Every check by what it looks at.
+#: Every check, by what it examines.
 CHECKS: Mapping[str, Callable[[Any], Iterator[str]]] = {
     "operators": _operators,
     "input types": _input_types,

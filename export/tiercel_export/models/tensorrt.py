@@ -1,6 +1,6 @@
-"""The engines ``tensorrt…``: the ONNX graph, its cast form, and the specification of the plan.
+"""The engines ``tensorrt…``: the ONNX graph, its reduced-precision form, and the specification of the plan.
 
-What needs the GPU is left to ``tiercel build-engines``. A portable plan (TensorRT-RTX) is built here already.
+``tiercel build-engines`` builds the plans that need the GPU. A portable plan (TensorRT-RTX) is built here.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .onnx_model import OnnxModel
 from .quantized import EIGHT_BITS, open_graph, quantize_graph
 from .readiness import graph_problems
 
-#: Types of weights.
+#: The element types of weights that a plan can be refitted with.
 _WEIGHTS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
-#: Scratch memory that a kernel may ask for.
+#: Scratch memory that a kernel may use, in MiB.
 WORKSPACE_MB = 1024
 
 
@@ -48,23 +48,23 @@ def _make(
     kind: str | None = None,
     precision: str | None = None,
 ) -> tuple[str, ...]:
-    """Write all but what needs the GPU; see :class:`~.prepare.Maker`.
+    """Write everything that needs no GPU; see :class:`~.prepare.Maker`.
 
     Parameters
     ----------
     module, folder, inputs, output, max_batch, build_id
-        As every maker's.
+        As for every maker.
     flavour
         Row of :data:`~tiercel_serving.engines.trt.flavours.FLAVOURS`.
     kind
-        The engine's row; None where the graph is finished by :func:`_calibrate`.
+        The engine's row; None if :func:`_calibrate` finishes the graph.
     precision
         Row of :data:`~.casts.HALF_TYPES`; None is float32.
 
     Raises
     ------
     ExportError
-        TensorRT would refuse the graph, or change its numbers silently: each layer is named.
+        TensorRT would refuse the graph, or change its numbers silently. The message names each layer.
     EngineBuildFailed
         A portable plan could not be built.
     """
@@ -81,21 +81,21 @@ def _make(
 def _calibrate(
     folder: Path, requests: Sequence[Arrays], *, max_batch: int, kind: str, flavour: str, precision: str
 ) -> None:
-    """Write the graph in eight bits, and its specification; see :class:`~.prepare.Calibrator`.
+    """Write the 8-bit graph and its specification; see :class:`~.prepare.Calibrator`.
 
     Parameters
     ----------
     folder, requests, max_batch
-        As every calibrator's.
+        As for every calibrator.
     kind, flavour
-        As :func:`_make` takes them.
+        As for :func:`_make`.
     precision
         Row of :data:`~.quantized.EIGHT_BITS`.
 
     Raises
     ------
     ExportError, ExportInputError, EngineBuildFailed
-        As :func:`~.quantized.quantize_graph` and :func:`_make` say.
+        As for :func:`~.quantized.quantize_graph` and :func:`_make`.
     """
     network = _reduced(folder / Onnx.file, precision)
     save_onnx(quantize_graph(onnx.load(str(folder / Onnx.file)), precision, requests, folder.name), network)
@@ -103,7 +103,7 @@ def _calibrate(
 
 
 def _specify(network: Path, *, kind: str, flavour: str, max_batch: int) -> None:
-    """Check a graph, and write what shall be built of it; build what is portable."""
+    """Check a graph, and write the specification of its plan; build the plan if it is portable."""
     check_ready(network, flavour)
     folder, largest = network.parent, max(max_batch, 1)
     specification = BuildSpecification(
@@ -120,14 +120,14 @@ def _specify(network: Path, *, kind: str, flavour: str, max_batch: int) -> None:
 
 
 def _reduced(file: Path, precision: str) -> Path:
-    """Return where the form of an ONNX file in another precision lies."""
+    """Return the path of an ONNX file's form in another precision."""
     return file.with_name(f"{file.stem}.{precision}{file.suffix}")
 
 
 def structure_sha256(model: onnx.ModelProto) -> str:
-    """Return the checksum of a graph without the weights that a plan can be given anew: its floats.
+    """Return the SHA-256 of a graph without its float weights, with which a plan can be refitted.
 
-    Integers stay in it: shapes, axes and the like decide what is built.
+    Integer tensors are included, because shapes, axes and similar constants determine the plan.
     """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
@@ -147,17 +147,17 @@ def write_cast(file: Path, precision: str) -> Path:
 
 
 def check_ready(file: Path, flavour: str) -> None:
-    """Refuse a graph that TensorRT would refuse: by our own table, and by the real parser if installed.
+    """Refuse a graph that TensorRT would refuse, by our own table and by TensorRT's parser if installed.
 
     Raises
     ------
     ExportError
-        One line for each layer.
+        The graph has layers that TensorRT would refuse; the message has one line for each.
     """
     place = f"{file.parent.name}/{file.name}"
     problems = [f"{place}: {one}" for one in graph_problems(onnx.load(str(file), load_external_data=False))]
     row = FLAVOURS[flavour]
-    # Both flavours parse alike: the one that is installed speaks for the other.
+    # Both flavours have the same parser, so either one that is installed will do.
     trt = next(filter(None, (find_module(one) for one in (row, *FLAVOURS.values()))), None)
     if not problems and trt is not None:
         problems = parser_problems(trt, file)
@@ -166,12 +166,12 @@ def check_ready(file: Path, flavour: str) -> None:
 
 
 def rounded_model(file: Path, precision: str, output: str) -> Callable[[Arrays], dict[str, Array]]:
-    """Return what runs a model as its plan of less than float32 would, on this CPU.
+    """Return a function that runs a model on this CPU as its reduced-precision plan would.
 
     Parameters
     ----------
     file
-        The float32 ONNX file; of eight bits the form beside it is run.
+        The float32 ONNX file; for 8-bit precisions, the quantized file beside it is run.
     precision
         Row of :data:`~.casts.HALF_TYPES` or :data:`~.quantized.EIGHT_BITS`.
     output
@@ -197,7 +197,7 @@ make_tensorrt_rtx = partial(_make, kind="tensorrt-rtx", flavour="tensorrt_rtx")
 make_tensorrt_rtx_fp16 = partial(_make, kind="tensorrt-rtx-fp16", flavour="tensorrt_rtx", precision="fp16")
 make_tensorrt_rtx_bf16 = partial(_make, kind="tensorrt-rtx-bf16", flavour="tensorrt_rtx", precision="bf16")
 
-#: What the rows of eight bits begin with: their graph is finished when the release's requests are there.
+#: The makers of the 8-bit rows; a calibrator finishes their graph once the release has requests.
 make_tensorrt_full = partial(_make, flavour="tensorrt")
 make_tensorrt_rtx_full = partial(_make, flavour="tensorrt_rtx")
 calibrate_tensorrt_int8 = partial(_calibrate, kind="tensorrt-int8", flavour="tensorrt", precision="int8")

@@ -1,7 +1,7 @@
 """Operators for NVTabular graphs, in place of lambdas: NVTabular runs them, and Tiercel compiles them.
 
-``docs/operators.md`` has a table of them. They are computed by the functions that the compiled program runs,
-so that both give the same bits.
+``docs/operators.md`` has a table of them. They use the same functions as the compiled program, so that both
+give identical results.
 """
 
 from .numbers import Arithmetic, Compare, Cyclical, Function, Logic, Not

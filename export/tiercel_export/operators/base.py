@@ -1,7 +1,7 @@
-"""What the operators have in common: their frames, operands and errors; pandas columns to arrays and back.
+"""The common base of the operators: frames, operands, errors, and conversion between pandas and arrays.
 
-A column's null is None, NaN, NaT or pandas' NA. What comes back is what a column without nulls would have,
-int64 or boolean, say; with a null it is float64 and NaN there, as pandas has it, and text has None.
+None, NaN, NaT and pandas' NA are nulls. A result without nulls has its own dtype, such as int64 or bool. A
+result with a null is float64 with NaN, as in pandas; text has None.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Valid = npt.NDArray[np.bool_] | None
 
 
 class OwnOperator(Operator):  # type: ignore[misc]
-    """Base: makes of each selected column one column, or several, and returns no others."""
+    """Base class: computes one or several columns from each selected column, and returns no others."""
 
-    #: What is added to a column's name, for each column that is made of it.
+    #: The suffix of each output column's name.
     suffixes: tuple[str, ...] = ("",)
-    #: What the node of the second column made at fit: ``remove_inputs`` takes it away before it asks which
-    #: columns were made of it.
+    #: Name of the second column's output at fit. ``remove_inputs`` removes that output before it asks which
+    #: columns depend on it.
     _operand_at_fit: str | None = None
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
@@ -37,12 +37,12 @@ class OwnOperator(Operator):  # type: ignore[misc]
 
     @property
     def operand(self) -> Any:
-        """The name of a second column, or a node of one column; None if there is none."""
+        """The second operand: the name of a column, or a node of one column; None if there is none."""
         return None
 
     @property
     def operand_name(self) -> str | None:
-        """The name of the second column."""
+        """The name of the second column; None if there is none."""
         if self.operand is None or isinstance(self.operand, str):
             return self.operand
         names = self.operand.output_schema.column_names
@@ -56,7 +56,7 @@ class OwnOperator(Operator):  # type: ignore[misc]
 
     @property
     def dependencies(self) -> list[Any]:
-        """The second column, which NVTabular then puts into the frame."""
+        """The second column, so that NVTabular adds it to the frame."""
         return [] if self.operand is None else [self.operand]
 
     def _names(self, selector: Any) -> list[str]:
@@ -74,14 +74,14 @@ class OwnOperator(Operator):  # type: ignore[misc]
         return resolved
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Return which columns each output is made of."""
+        """Return the columns that each output is computed from."""
         also = [] if self.operand_name is None else [self.operand_name]
         return {
             f"{name}{suffix}": [name, *also] for name in self._names(col_selector) for suffix in self.suffixes
         }
 
     def transform(self, col_selector: ColumnSelector, transformable: pd.DataFrame) -> pd.DataFrame:
-        """Return the columns that are made, of the frame's index."""
+        """Return the output columns, with the frame's index."""
         other = None if self.operand_name is None else plain(transformable[self.operand_name], self)
         made = {}
         with np.errstate(all="ignore"):
@@ -93,7 +93,7 @@ class OwnOperator(Operator):  # type: ignore[misc]
 
     @property
     def dynamic_dtypes(self) -> bool:
-        """True: a column's dtype is that of its data."""
+        """True, because an output's dtype depends on the data."""
         return True
 
     @property
@@ -103,14 +103,14 @@ class OwnOperator(Operator):  # type: ignore[misc]
 
 
 def one_of(value: Any, known: Mapping[str, Any] | tuple[str, ...], what: str) -> str:
-    """Return the value if it is one of these, or refuse it."""
+    """Return the value if it is one of the known texts, or refuse it."""
     if isinstance(value, str) and value in known:
         return value
     raise WorkflowError(f"{what}: expected one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 def plain_number(value: Any, what: str) -> int | float:
-    """Return a constant as an int that fits 64 bits, or a float, or refuse it."""
+    """Return a constant as an int that fits int64, or as a float; refuse anything else, and NaN."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool):
@@ -123,7 +123,7 @@ def plain_number(value: Any, what: str) -> int | float:
 
 
 def plain(series: pd.Series, operator: Any) -> pd.Series:
-    """Return a column without lists, of no category dtype, or refuse it."""
+    """Return a column with any category dtype resolved; refuse lists."""
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(series.cat.categories.dtype)
     if series.dtype == object:
@@ -142,26 +142,26 @@ def wrong_column(
     came: str,
     remedy: str = "leave the column out, or Cast it before",
 ) -> WorkflowError:
-    """Return the error of a column of the wrong type."""
+    """Return (not raise) the error for a column of the wrong type."""
     return WorkflowError(
         f"{type(operator).__name__} on column {series.name!r}: expected {expected}, got {came}; {remedy}"
     )
 
 
 def is_text(series: pd.Series) -> bool:
-    """Whether a column holds text; one that is null in every row holds anything."""
+    """Whether a column holds text; a column of only nulls does not, unless its dtype is a string's."""
     if series.dtype == object:
         return bool(pd.api.types.infer_dtype(series, skipna=True) in ("string", "mixed"))
     return isinstance(series.dtype, pd.StringDtype)
 
 
 def numbers(series: pd.Series, operator: Any) -> tuple[Array, Valid]:
-    """Return a column of numbers or booleans as int64 or float64, and which are real; None is all."""
+    """Return a column of numbers or booleans as int64 or float64, and which are valid (None if all)."""
     null = series.isna().to_numpy(bool)
     valid = ~null if null.any() else None
     kind = getattr(getattr(series.dtype, "numpy_dtype", series.dtype), "kind", "O")
     if kind == "O" and not is_text(series):
-        # Integers or booleans beside None, or nothing but None.
+        # Floats, integers or booleans beside None, or only None.
         kind = "f" if pd.api.types.infer_dtype(series, skipna=True) in ("floating", "empty") else "i"
     if kind in "iub":
         return series.where(~null, 0).to_numpy().astype(np.int64), valid
@@ -173,7 +173,7 @@ def numbers(series: pd.Series, operator: Any) -> tuple[Array, Valid]:
 
 
 def texts(series: pd.Series, operator: Any) -> tuple[list[str], Valid]:
-    """Return a column of text, a null as the empty text, and which are real; None is all."""
+    """Return a column of text, nulls as '', and which are valid (None if all)."""
     null = series.isna().to_numpy(bool)
     values: list[Any] = series.astype(object).where(~null, "").tolist()
     stray = next((value for value in values if not isinstance(value, str)), "")
@@ -183,7 +183,7 @@ def texts(series: pd.Series, operator: Any) -> tuple[list[str], Valid]:
 
 
 def text_objects(series: pd.Series, operator: Any) -> tuple[Array, Valid]:
-    """Return a column of text as an object array, and which are real; see :func:`texts`."""
+    """Return a column of text as an object array, and which are valid; see :func:`texts`."""
     values, valid = texts(series, operator)
     out = np.empty(len(values), object)
     out[:] = values
@@ -191,14 +191,14 @@ def text_objects(series: pd.Series, operator: Any) -> tuple[Array, Valid]:
 
 
 def made(values: Any, valid: Valid, like: pd.Series) -> pd.Series:
-    """Return a column: as it is, or with nulls where ``valid`` says so, as pandas has them."""
+    """Return values as a column, in float64 with NaN if ``valid`` has nulls."""
     if valid is None or valid.all():
         return pd.Series(values, index=like.index)
     return pd.Series(np.where(valid, np.asarray(values, np.float64), np.nan), index=like.index)
 
 
 def made_text(values: Any, valid: Valid, like: pd.Series) -> pd.Series:
-    """Return a column of text, None where it is null."""
+    """Return texts as a column, with None for nulls."""
     out = np.empty(len(like), object)
     out[:] = list(values)
     if valid is not None:

@@ -1,4 +1,4 @@
-"""Operators of numbers: arithmetic, functions, comparison and logic."""
+"""Operators on numbers: arithmetic, functions, comparison and logic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .base import (
 
 
 class _OfTwo(OwnOperator):
-    """Base: an operator of a column with a constant, or with another column."""
+    """Base class of binary operators on a column and a constant, or another column."""
 
     _operators: Any = ()
 
@@ -65,7 +65,7 @@ class Arithmetic(_OfTwo):
     Parameters
     ----------
     operator
-        ``+``, ``-``, ``*``, ``/``, ``//``, ``%``, ``**``, ``min``, ``max``: ``column operator other``.
+        ``+``, ``-``, ``*``, ``/``, ``//``, ``%``, ``**``, ``min`` or ``max``, in ``column operator other``.
     value
         The other operand, if it is a constant.
     column
@@ -75,14 +75,14 @@ class Arithmetic(_OfTwo):
 
     Notes
     -----
-    Integers and booleans give int64, and wrap round beyond 64 bits; ``/`` and ``**``, and whatever has a
-    float, compute in float64. Null if an operand is null, and where ``//`` or ``%`` divides by 0; ``/``
-    by 0 is infinite, or null for 0 / 0, as in pandas.
+    Integers and booleans give int64 and wrap around on overflow. ``/`` and ``**``, and any operation with a
+    float, are computed in float64. The result is null if an operand is null, and where ``//`` or ``%``
+    divides by 0. ``/`` by 0 is infinite, or null for 0 / 0, as in pandas.
 
     Raises
     ------
     WorkflowError
-        The operator is unknown, or the constant no number; or, at fit, a column is not of numbers.
+        The operator is unknown, or the constant is not a number; or, at fit, a column is not numeric.
     """
 
     _operators = ARITHMETIC
@@ -103,13 +103,13 @@ class Arithmetic(_OfTwo):
 
 
 def compute_dtype(operator: str, *dtypes: Any) -> str:
-    """Return the dtype in which numbers of some dtypes compute: ``int64`` or ``float64``."""
+    """Return the dtype in which an operator is computed for these dtypes: ``int64`` or ``float64``."""
     floats = operator in ALWAYS_FLOAT or any(np.dtype(dtype).kind == "f" for dtype in dtypes)
     return "float64" if floats else "int64"
 
 
 def _rows(x: Array, dtype: str) -> Array:
-    """Return ``[1, n]``, the program's own shape: of another one NumPy may take other instructions."""
+    """Return ``[1, n]``, the shape in the program, since NumPy may use other instructions for another."""
     return x.astype(dtype).reshape(1, -1)
 
 
@@ -119,18 +119,18 @@ class Function(OwnOperator):
     Parameters
     ----------
     function
-        ``abs``, ``negative``, ``sign``, ``square``, which leave integers int64; ``sqrt``, ``exp``, ``expm1``,
-        ``log``, ``log1p``, ``log2``, ``log10``, ``floor``, ``ceil``, ``round`` (half to even),
-        ``reciprocal``, ``sin``, ``cos`` (of radians), in float64.
+        ``abs``, ``negative``, ``sign`` or ``square``, which keep integers as int64; or ``sqrt``, ``exp``,
+        ``expm1``, ``log``, ``log1p``, ``log2``, ``log10``, ``floor``, ``ceil``, ``round`` (half to even),
+        ``reciprocal``, ``sin`` or ``cos`` (of radians), which compute in float64.
 
     Notes
     -----
-    A null gives null, and so does a number of which there is no value, such as the root of -1.
+    The result is null for a null, and where the function is undefined, such as the root of -1.
 
     Raises
     ------
     WorkflowError
-        The function is unknown; or, at fit, a column is not of numbers.
+        The function is unknown; or, at fit, a column is not numeric.
     """
 
     def __init__(self, function: str) -> None:
@@ -146,14 +146,14 @@ class Function(OwnOperator):
 
 
 class Cyclical(OwnOperator):
-    """The place of a number in a period, as sine and cosine.
+    """The position of a number within a period, as sine and cosine.
 
     ``["hour"] >> Cyclical(24)`` makes ``hour_sin`` and ``hour_cos``.
 
     Parameters
     ----------
     period
-        After how much the numbers begin again: 24 for hours, 7 for weekdays, 12 for months.
+        The length of the period: 24 for hours, 7 for weekdays, 12 for months.
 
     Notes
     -----
@@ -163,7 +163,7 @@ class Cyclical(OwnOperator):
     Raises
     ------
     WorkflowError
-        The period is no number above 0; or, at fit, a column is not of numbers.
+        The period is not a finite number above 0; or, at fit, a column is not numeric.
     """
 
     suffixes = ("_sin", "_cos")
@@ -186,19 +186,20 @@ class Compare(_OfTwo):
     Parameters
     ----------
     operator
-        ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``: ``column operator other``.
+        ``==``, ``!=``, ``<``, ``<=``, ``>`` or ``>=``, in ``column operator other``.
     value, column
-        As for :class:`Arithmetic`; text is compared with text, by code points.
+        As for :class:`Arithmetic`, or text, which is compared with text by code points.
 
     Notes
     -----
-    Booleans, never null: as in pandas a null is unlike anything (``!=`` holds) and neither less nor greater.
-    Numbers compare as int64, or as float64 if one is a float.
+    The result is boolean and never null. As in pandas, ``!=`` is true and all other operators are false if an
+    operand is null. Numbers are compared as int64, or as float64 if one is a float.
 
     Raises
     ------
     WorkflowError
-        The operator is unknown, or the constant neither number nor text; or, at fit, text meets numbers.
+        The operator is unknown, or the constant is neither number nor text; or, at fit, text is compared with
+        numbers.
     """
 
     _operators = COMPARISON
@@ -227,18 +228,18 @@ class Logic(_OfTwo):
     Parameters
     ----------
     operator
-        ``and``, ``or``, ``xor``.
+        ``and``, ``or`` or ``xor``.
     column
         The other operand: the name of a raw column, or a node of one column.
 
     Notes
     -----
-    Booleans, never null: 0 and null are false, any other number is true.
+    The result is boolean and never null. As operands, 0 and null are false, and any other number is true.
 
     Raises
     ------
     WorkflowError
-        The operator is unknown; or, at fit, a column is not of numbers or booleans.
+        The operator is unknown; or, at fit, a column holds neither numbers nor booleans.
     """
 
     _operators = LOGIC
@@ -252,7 +253,7 @@ class Logic(_OfTwo):
 
 
 class Not(OwnOperator):
-    """``["is_new"] >> Not()``: whether a number is 0, a boolean False, or either null; a boolean."""
+    """``["is_new"] >> Not()``: True where a number is 0, a boolean is False, or either is null."""
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
         """Negate."""

@@ -1,4 +1,4 @@
-"""Operators of text: pieces, case, lengths and counts. A null stays null in all of them."""
+"""Operators on text: slices, case, lengths and counts. In all of them, a null stays null."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class TextSlice(OwnOperator):
     Parameters
     ----------
     start, stop, step
-        As Python's slices have them; None is the end.
+        As in a Python slice.
 
     Raises
     ------
     WorkflowError
-        One of them is no whole number, or the step is 0; or, at fit, a column is not of text.
+        One of them is neither an integer nor None, or the step is 0; or, at fit, a column is not text.
     """
 
     def __init__(self, start: int | None = None, stop: int | None = None, step: int | None = None) -> None:
@@ -46,12 +46,12 @@ class TextCase(OwnOperator):
     Parameters
     ----------
     case
-        ``lower``, ``upper``, ``title``, ``capitalize`` or ``casefold``, as Python's strings have them.
+        ``lower``, ``upper``, ``title``, ``capitalize`` or ``casefold``: the method of Python's ``str``.
 
     Raises
     ------
     WorkflowError
-        The case is unknown; or, at fit, a column is not of text.
+        The case is unknown; or, at fit, a column is not text.
     """
 
     def __init__(self, case: str) -> None:
@@ -70,12 +70,12 @@ class TextStrip(OwnOperator):
     Parameters
     ----------
     characters
-        Each of these characters is taken away; None is white space.
+        The characters to remove; None removes white space.
 
     Raises
     ------
     WorkflowError
-        ``characters`` is no text; or, at fit, a column is not of text.
+        ``characters`` is neither text nor None; or, at fit, a column is not text.
     """
 
     def __init__(self, characters: str | None = None) -> None:
@@ -91,12 +91,12 @@ class TextStrip(OwnOperator):
 
 
 class TextLength(OwnOperator):
-    """``["title"] >> TextLength()``: how many characters (Unicode code points) a text has; int64.
+    """``["title"] >> TextLength()``: the number of characters (Unicode code points) of a text, as int64.
 
     Raises
     ------
     WorkflowError
-        At fit, a column is not of text.
+        At fit, a column is not text.
     """
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
@@ -106,17 +106,17 @@ class TextLength(OwnOperator):
 
 
 class TextSplitCount(OwnOperator):
-    """``["genres"] >> TextSplitCount("|")``: how many parts a separator cuts a text into; int64.
+    """``["genres"] >> TextSplitCount("|")``: the number of parts between separators, as int64.
 
     Parameters
     ----------
     separator
-        Text of at least one character. The empty text is one part, as ``"".split("|")`` has it.
+        Text of at least one character. An empty text counts as one part, as with ``"".split("|")``.
 
     Raises
     ------
     WorkflowError
-        The separator is empty or no text; or, at fit, a column is not of text.
+        The separator is empty or not text; or, at fit, a column is not text.
     """
 
     def __init__(self, separator: str) -> None:

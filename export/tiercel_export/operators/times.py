@@ -1,4 +1,4 @@
-"""Operators of times: parts of a date, and differences."""
+"""Operators on times: parts of a date, and differences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..errors import WorkflowError
 from .base import OwnOperator, Valid, made, numbers, one_of, wrong_column
 from .zones import zone_table
 
-#: Names of units of differences; pandas' and NumPy's own.
+#: Names of the units of differences, as in pandas and NumPy.
 UNITS = (*PER_SECOND, *(unit for unit in SECONDS if unit not in PER_SECOND))
 
 
@@ -40,16 +40,16 @@ class DatePart(OwnOperator):
         ``is_weekend``, ``is_month_start``, ``is_month_end``, ``is_quarter_start``, ``is_quarter_end``,
         ``is_year_start``, ``is_year_end``, ``is_leap_year``, which are booleans.
     unit
-        What a column of numbers counts since 1970-01-01 UTC: ``s``, ``ms``, ``us`` or ``ns``; fractions are
-        rounded down. A column of dates and times has a unit of its own.
+        The unit in which a numeric column counts since 1970-01-01 UTC: ``s``, ``ms``, ``us`` or ``ns``.
+        Fractions are rounded down. A datetime column has its own unit.
     zone
-        Name of the time zone (IANA) on whose clocks the time is read, such as ``"Europe/Zurich"``; None is
-        UTC. Its table of offsets is read from this machine's database when the operator is made, and kept.
+        IANA name of the time zone in which the parts are computed, such as ``"Europe/Zurich"``; None is UTC.
+        The table of its UTC offsets is read from this machine's database when the operator is created.
 
     Notes
     -----
-    A null has null parts, and False for the booleans, as pandas' ``.dt`` has it. Years are those of the
-    proleptic Gregorian calendar, before 1678 and after 2262 too.
+    The parts of a null are null, or False for the booleans, as in pandas' ``.dt``. Years are those of the
+    proleptic Gregorian calendar, including years before 1678 and after 2262.
 
     Raises
     ------
@@ -68,7 +68,7 @@ class DatePart(OwnOperator):
 
     @property
     def suffixes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """``_<part>`` each."""
+        """``_<part>`` for each part."""
         return tuple(f"_{part}" for part in self.parts)
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
@@ -81,17 +81,17 @@ class DatePart(OwnOperator):
 
 
 class TimeDifference(OwnOperator):
-    """How much later a time is than that of another column, in whole units, rounded down.
+    """The difference of a time and an earlier one in another column, in whole units, rounded down.
 
     Parameters
     ----------
     column
         The earlier time: the name of a raw column, or a node of one column.
     unit
-        ``D``, ``h``, ``m`` (minutes), ``s``, ``ms``, ``us``, ``ns``, or ``W`` (weeks). ``D`` is ``.dt.days``.
+        ``W`` (weeks), ``D``, ``h``, ``m`` (minutes), ``s``, ``ms``, ``us`` or ``ns``. ``D`` is ``.dt.days``.
     of, column_of
-        What a column of numbers counts since 1970 (``s``, ``ms``, ``us``, ``ns``), and what ``column`` counts
-        if that is another unit. Dates and times have units of their own.
+        The unit in which numeric columns count since 1970 (``s``, ``ms``, ``us`` or ``ns``), and that of
+        ``column`` if it differs. Datetime columns have their own unit.
 
     Notes
     -----
@@ -128,7 +128,7 @@ class TimeDifference(OwnOperator):
 
 
 def times(series: Any, unit: str | None, operator: Any) -> tuple[Whole, Valid, str]:
-    """Return a column of times as ticks, which are real, and the ticks' unit."""
+    """Return a column of times as int64 counts since 1970, which are valid (None if all), and their unit."""
     dtype = series.dtype
     if isinstance(dtype, pd.DatetimeTZDtype):
         series = series.dt.tz_convert("UTC").dt.tz_localize(None)

@@ -1,4 +1,4 @@
-"""Operators that ask what a value is, or make another type of it: membership, nulls, casts."""
+"""Operators that test a value or change its type: membership, nulls, casts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .base import (
 )
 from .times import times
 
-#: What Cast makes.
+#: The dtypes that Cast accepts.
 CASTS = ("int32", "int64", "float32", "float64", "bool", "str")
 
 
 class IsNull(OwnOperator):
-    """``["price"] >> IsNull()``: whether a value is null; a boolean. Of columns of any type but lists."""
+    """``["price"] >> IsNull()``: whether a value is null, as a boolean, for columns of any type but lists."""
 
     def make(self, series: pd.Series, suffix: str, other: pd.Series | None) -> pd.Series:
         """Look."""
@@ -42,21 +42,21 @@ class IsNull(OwnOperator):
 
 
 class IsIn(OwnOperator):
-    """``["channel"] >> IsIn(["web", "app"])``: whether a value is one of these; a boolean.
+    """``["channel"] >> IsIn(["web", "app"])``: whether a value is one of these, as a boolean.
 
     Parameters
     ----------
     values
-        All text, or all numbers. Numbers are compared as numbers: 1 is 1.0.
+        All text, or all numbers. Numbers are compared as numbers, so that 1 equals 1.0.
 
     Notes
     -----
-    A null is none of them; ask IsNull.
+    The result for a null is False; use IsNull to find nulls.
 
     Raises
     ------
     WorkflowError
-        There are no values, or neither all are text nor all numbers; or, at fit, text meets numbers.
+        ``values`` is empty, or neither all text nor all numbers; or, at fit, text is compared with numbers.
     """
 
     def __init__(self, values: Iterable[Any]) -> None:
@@ -93,19 +93,20 @@ class Cast(OwnOperator):
     Parameters
     ----------
     dtype
-        ``int32``, ``int64``: rounded towards zero. ``float32``, ``float64``. ``bool``: whether a number is
-        not 0. ``str``: as Python writes the number, whole ones without a fraction, and 1 and 0 for booleans.
+        ``int32`` or ``int64``, rounded towards zero; ``float32`` or ``float64``; ``bool``, which is True for
+        numbers other than 0; or ``str``, which is the number as Python writes it, without a fraction for
+        whole numbers, and 1 or 0 for booleans.
 
     Notes
     -----
-    A null stays null. What the dtype can't hold is null too: an integer too large, infinity as an integer,
-    text that Python's ``float`` does not read as a number. Dates and times become int64 alone: nanoseconds
-    since 1970 as pandas has them. Text becomes numbers, and no booleans.
+    A null stays null. A value that the dtype can't hold becomes null: an integer that is too large, infinity
+    as an integer, and text that Python's ``float`` can't parse. A datetime column can only become int64, in
+    its own unit since 1970 (pandas' nanoseconds). Text can become any dtype but ``bool``.
 
     Raises
     ------
     WorkflowError
-        The dtype is unknown; or, at fit, a column has a type that does not become it.
+        The dtype is unknown; or, at fit, a column can't be cast to it.
     """
 
     def __init__(self, dtype: Any) -> None:
@@ -129,7 +130,7 @@ class Cast(OwnOperator):
         return made(y.astype(self.dtype), where_all_valid(valid, held), series)
 
     def _given(self, series: pd.Series) -> tuple[Array, Valid]:
-        """Return the column as numbers, and which are real."""
+        """Return the column as numbers, and which are valid (None if all)."""
         if getattr(series.dtype, "kind", "O") == "M" or isinstance(series.dtype, pd.DatetimeTZDtype):
             if self.dtype != "int64":
                 raise wrong_column(self, series, "numbers, or Cast('int64') of times", str(series.dtype))

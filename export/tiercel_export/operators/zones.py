@@ -1,4 +1,4 @@
-"""A time zone as a table: where its offset from UTC changes, found by asking ``zoneinfo``."""
+"""A time zone as a table of the instants where its UTC offset changes, found by querying ``zoneinfo``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tiercel_serving.features.calendar import CYCLE_SECONDS, Zone
 
 from ..errors import WorkflowError
 
-#: No zone's offset changed earlier, and from the last year on all follow yearly rules, which repeat with the
-#: calendar. The years between are searched for changes.
+#: No zone's offset changed before the first year. From the second year on, all zones follow yearly rules,
+#: which repeat with the calendar.
 _FIRST_YEAR, _REGULAR_FROM = 1830, 2100
-#: How far apart times are looked at: the closest two changes of the IANA database lie four days apart, and
-#: those of a yearly rule weeks.
+#: The steps of the search for changes, before and after ``_REGULAR_FROM``. The closest two changes in the
+#: IANA database are four days apart, and those of a yearly rule are weeks apart.
 _STEP_SECONDS, _REGULAR_STEP_SECONDS = 2 * 86_400, 14 * 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @lru_cache(maxsize=32)
 def zone_table(name: str) -> Zone:
-    """Return a zone's table.
+    """Return the table of a time zone.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def zone_table(name: str) -> Zone:
 
     Returns
     -------
-    The table, up to one cycle of the calendar (400 years) after the last irregular change.
+    The table, from 1830 to 2500, which is one cycle of the calendar (400 years) after 2100.
 
     Raises
     ------
@@ -63,14 +63,14 @@ def zone_table(name: str) -> Zone:
         if now != offsets[-1]:
             instants.append(_change(offset, before, after))
             offsets.append(now)
-    # Nothing changes at the end itself: from there on a time is looked up in the cycle before.
+    # The end is not a change: later times are mapped back into the last cycle.
     instants.append(end)
     offsets.append(offsets[-1])
     return Zone(np.array(instants, np.int64), np.array(offsets, np.int64))
 
 
 def _change(offset: Callable[[int], int], low: int, high: int) -> int:
-    """Return the first second that has the offset of ``high``."""
+    """Return the first second after ``low`` with another offset than ``low``, by bisection."""
     of_low = offset(low)
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,8 +1,8 @@
-"""One function from trained parts to a release: :func:`build_release`.
+"""Build a release from trained parts with one function, :func:`build_release`.
 
-It reads top to bottom: check → compile the workflow → tables → dense models → sources → manifest → golden
-vectors → Triton repository → verify → rename. Everything is written beside the destination; the name appears
-when the release has been verified, or not at all.
+The steps, in the order of the code, are check → compile the workflow → tables → dense models → sources →
+manifest → golden vectors → Triton repository → verify → rename. Everything is written to a directory beside
+the destination, which is renamed only after verification.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ __all__ = ["STEPS", "FeatureOptions", "Progress", "TableColumns", "build_release
 
 logger = logging.getLogger("tiercel_export")
 
-#: Called with a step's name, how many steps are done, and of how many.
+#: ``progress(name, done, total)``: the name of the step that begins, the number of steps done, and of all.
 Progress = Callable[[str, int, int], None]
 
-#: What ids and time are called, and how the workflow is read, unless the caller says otherwise.
+#: Defaults for the column names of ids and times, and for how the workflow is read.
 COLUMNS, FEATURES = TableColumns(), FeatureOptions()
 
-#: The steps that ``progress`` hears of; of the fourth, each model too, as ``exporting ranking``.
+#: The steps that are reported to ``progress``. The fourth also reports each model, as ``exporting ranking``.
 STEPS = (
     "checking the inputs",
     "compiling the workflow",
@@ -73,7 +73,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an export knows of a recommender before it makes engines and sources."""
+    """The parts of a recommender that an export prepares before it makes engines and sources."""
 
     programs: Programs
     tables: Tables
@@ -104,14 +104,14 @@ def build_release(
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Release:
-    """Compile trained parts into a release, verify it, and put it at its destination.
+    """Compile trained parts into a release, verify it, and move it to its destination.
 
     Parameters
     ----------
     destination
         The release's directory. It appears complete, or not at all.
     name
-        What clients call this recommender.
+        The name of this recommender, which clients see.
     workflow
         A fitted ``nvtabular.Workflow``, or the folder that its ``save`` wrote. Its outputs have the tags
         USER, ITEM or CONTEXT, and its categories CATEGORICAL.
@@ -121,22 +121,22 @@ def build_release(
     retrieval
         Source → the served form of its model, such as :class:`~tiercel_export.forms.Vectors`.
     ranker
-        Torch module whose ``forward`` names the tensors that it takes, as that of
-        :class:`~tiercel_export.forms.Vectors` does; besides those ``item_cat [B, K, C]``,
-        ``item_num [B, K, F]``, ``item_list_<column> [B, K, L]``, ``kept_score [B, K]`` float32 and
-        ``kept_source [B, K]`` int32. Returns ``[B, K, T]`` float32, one column for each task. Or the
+        Torch module whose ``forward`` parameters are named after the tensors it takes. These are the tensors
+        that the query module of :class:`~tiercel_export.forms.Vectors` may take, ``item_cat [B, K, C]``
+        int64, ``item_num [B, K, F]`` float32, ``item_list_<column> [B, K, L]``, ``kept_score [B, K]`` float32
+        and ``kept_source [B, K]`` int32. It returns ``[B, K, T]`` float32, one column for each task. Or the
         path of an ONNX file (or an ``onnx.ModelProto``) whose inputs have those names. None keeps retrieval's
         order.
     tasks
-        Names of the ranker's scores, in order: steps may refer to them, and clients see them.
+        Names of the ranker's scores, in order. Reorder steps may refer to them, and clients see them.
     users
-        One row for each user: the id and the workflow's raw user columns. With None no user is known.
+        One row for each user: the id and the workflow's raw user columns. With None, no user is known.
     interactions
-        Which user had which item, and when: ids and the timestamp. Histories, seen items and popularity come
-        from it; its context columns, if any, are used as examples for golden vectors.
+        One row for each interaction: user id, item id and timestamp. Histories, seen items and popularity are
+        computed from it. Its context columns, if any, are used as examples for golden vectors.
     settings
-        Limits, sources, rules and reorder steps of serving; None uses the defaults. Without sources each
-        served form gets a source of its own.
+        Limits, sources, rules and reorder steps of serving; None uses the defaults. Without sources, each
+        served form gets its own source.
     columns
         Names of the id and time columns in the tables.
     features
@@ -146,22 +146,23 @@ def build_release(
     runner
         What runs the stages inside Triton: a row of :data:`tiercel_serving.repository.targets.RUNNERS`.
     engine
-        A row of :data:`tiercel_serving.engines.table.ENGINES` for the dense models; None takes the target's.
+        A row of :data:`tiercel_serving.engines.table.ENGINES` for the dense models; None uses the target's
+        best that this machine can make.
     origin
-        Where each table comes from, as JSON; the manifest keeps it under ``tables``.
+        Table → where it comes from, as a JSON object; the manifest stores it under ``tables``.
     seed
         Random seed for clustering and sampling.
     replace
         Whether a release at the destination may be replaced.
     verify
-        Whether to compare everything with its originals before the release gets its name.
+        Whether to compare all compiled parts with their originals before the release is renamed.
     progress
-        Called with the name of the step, the number of steps done, and the number of all steps.
+        Called with the name of the step that begins, the number of steps done, and the number of all steps.
 
     Returns
     -------
     Release
-        The opened release. Its manifest's ``notes`` say what was left out of the data and why.
+        The opened release. The ``notes`` of its manifest say, among other things, which data was dropped.
 
     Raises
     ------
@@ -170,10 +171,10 @@ def build_release(
     WorkflowError
         If the workflow cannot be compiled exactly.
     InvalidSettings, KindUnavailable
-        If there is no such target, layout or runner, a source can't be built as configured, or what a kind
-        needs is not installed.
+        If there is no such target, layout, runner or engine, a source can't be built as configured, or a
+        requirement of a kind is not installed.
     VerificationFailed
-        If what was compiled differs from its original. Nothing is left at the destination.
+        If a compiled part differs from its original. The destination is left unchanged.
     """
     step = _reporter(progress)
     step(0)
@@ -256,22 +257,22 @@ def plan_release(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Return the manifest of the release that :func:`build_release` would make; nothing is written.
+    """Return the manifest of the release that :func:`build_release` would make, without writing anything.
 
-    Neither engines nor indexes are made, so it has no figures of sources, and the engine's compiler, library
-    or device need not be on this machine.
+    No engines or indexes are made, so the manifest has no figures for sources, and this machine does not need
+    the engine's compiler, library or device.
 
     Parameters
     ----------
     name, workflow, items, retrieval, ranker, tasks, users, interactions, settings, columns, features
-        As :func:`build_release` takes them.
+        As for :func:`build_release`.
     target, engine, layout, runner, origin, seed, progress
-        As :func:`build_release` takes them.
+        As for :func:`build_release`.
 
     Raises
     ------
     ExportInputError, WorkflowError, InvalidSettings, KindUnavailable
-        What :func:`build_release` refuses before it makes engines.
+        As :func:`build_release` raises before it makes engines.
     """
     step = _reporter(progress)
     step(0)
@@ -292,7 +293,7 @@ def plan_release(
 
 class _Step(Protocol):
     def __call__(self, done: int, what: str = "") -> None:
-        """Tell which step begins, by its own name or that of a part of it."""
+        """Report the step that begins; ``what`` replaces its name for a part of a step."""
         ...
 
 
@@ -312,7 +313,7 @@ def _prepare(
     tasks: Sequence[str],
     step: _Step,
 ) -> Prepared:
-    """Compile the workflow, make the tables, and look at the models; nothing is written."""
+    """Compile the workflow, make the tables, and check the models; nothing is written."""
     step(1)
     programs = compile_programs(inputs, workflow, features)
     step(2)
@@ -357,11 +358,11 @@ def _manifest(
     listed = [column.name for column in columns]
     placed = inputs.settings.placed()
     refuse(name_problems(placed, listed, "a request column"))
-    # Of the numbers that requests set, the names are the recipe's own.
+    # Names of per-request numbers come from the recipe, so they must not clash with the graph without them.
     numberless = msgspec.structs.replace(inputs.settings, reorder=(), seen_again_days=None)
     bare = msgspec.structs.replace(manifest, settings=numberless)
     refuse(name_problems(placed, graph_names(bare), "a tensor of the served graph"))
-    # The graph's own tensors have their names; the request's columns choose from the rest.
+    # The graph's own tensors keep their names; request columns get names that are not taken.
     named = tuple(
         msgspec.structs.replace(column, of_rules=column.name not in names)
         for column in request_columns(columns, inputs.columns.user_id, graph_names(manifest))
@@ -372,7 +373,7 @@ def _manifest(
 def _write_artefacts(
     artefacts: Path, programs: Programs, tables: Tables, sources: Mapping[str, Made], build_id: str
 ) -> None:
-    """Write the artefacts of programs, tables and sources; those of the models are there."""
+    """Write the artefacts of programs, tables and sources; those of the models are already written."""
     programs.user.write(artefacts / "user_features", build_id)
     programs.item.write(artefacts / "item_features", build_id)
     write_artefact(artefacts / "users", "users", build_id, tables.user_arrays)

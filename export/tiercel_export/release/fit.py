@@ -1,4 +1,4 @@
-"""What settings say of themselves and of what they meet, as one error; and which served form is whose."""
+"""Check settings by themselves and against the data, and match sources with served forms."""
 
 from __future__ import annotations
 
@@ -22,21 +22,26 @@ _READERS = ("sources", "rules", "reorder")
 
 
 def refuse(problems: Iterable[Problem]) -> None:
-    """Raise one :class:`ExportInputError` with every problem of the settings, if there is one."""
+    """Raise one :class:`ExportInputError` that lists every problem of the settings, if there are any."""
     wrong = [str(problem.within("settings")) for problem in problems]
     if wrong:
         raise ExportInputError("\n".join(wrong))
 
 
 def checked_settings(settings: ServingSettings, retrieval: Mapping[str, ServedForm]) -> ServingSettings:
-    """Return the settings with their sources, after asking them what is wrong with them.
+    """Check the settings and return them with their sources.
 
     Parameters
     ----------
     settings
-        Without sources they get one for each served form, and a fallback.
+        If it has no sources, one for each served form and a fallback are added.
     retrieval
         Source → its served form.
+
+    Raises
+    ------
+    ExportInputError
+        The settings have problems, or sources and served forms do not match.
     """
     stray = {name: form for name, form in retrieval.items() if not isinstance(form, ServedForm)}
     for name, came in stray.items():
@@ -55,7 +60,7 @@ def checked_settings(settings: ServingSettings, retrieval: Mapping[str, ServedFo
 
 
 def _unmatched(sources: Sequence[SourceKind], retrieval: Mapping[str, ServedForm]) -> Iterator[str]:
-    """Yield what is wrong between sources and served forms: each has its other half, of its form."""
+    """Yield each mismatch between sources and served forms: one is missing, or the form is wrong."""
     for kind in sources:
         what, given = f"the source {kind.name!r} ({SOURCES.name_of(kind)})", retrieval.get(kind.name)
         if given is None:
@@ -78,7 +83,7 @@ def _unmatched(sources: Sequence[SourceKind], retrieval: Mapping[str, ServedForm
 
 
 def check_columns(settings: ServingSettings, items: Sequence[str], item_cat: Sequence[str]) -> None:
-    """Refuse settings that speak of columns which the items do not have.
+    """Refuse settings that name columns which the items do not have.
 
     Parameters
     ----------
@@ -132,15 +137,15 @@ def check_rules(settings: ServingSettings, columns: Mapping[str, Column]) -> Non
 
 
 def named_tasks(settings: ServingSettings, names: Sequence[str]) -> ServingSettings:
-    """Return the settings with steps that count the tasks they name; refuse tasks that are unknown."""
-    if settings.shape_problems():  # which are told in their place
+    """Return the settings with task names in reorder steps resolved to positions; refuse unknown names."""
+    if settings.shape_problems():  # reported by checked_settings()
         return settings
     refuse(unknown_tasks(settings.reorder, names))
     return msgspec.structs.replace(settings, reorder=place_tasks(settings.reorder, names))
 
 
 def check_reorder(settings: ServingSettings, tasks: int, names: Sequence[str]) -> None:
-    """Refuse reorder steps that do not fit a ranker of so many tasks, and names; 0 is no ranker."""
+    """Refuse reorder steps and task names that do not fit a ranker with ``tasks`` scores; 0 is no ranker."""
     if names and len(names) != tasks:
         raise ExportInputError(
             f"tasks: expected {tasks} names, one for each score that the ranker gives, got {len(names)} "

@@ -1,4 +1,4 @@
-"""The tables that a caller hands to an export, checked before any work: ids, interactions, columns."""
+"""Check the tables that the caller gives to an export, before any work: ids, interactions, columns."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _wide_id(value: Any, column: str, what: str) -> ExportInputError:
 
 
 def unique_ids(frame: pd.DataFrame, column: str, what: str) -> Array:
-    """Return a frame's ids, which must be distinct and at least one."""
+    """Return a frame's ids; refuse repeated ids and a frame without rows."""
     ids = raw_ids(frame, column, what)
     if len(ids) == 0:
         raise ExportInputError(f"{what}: no rows")
@@ -91,7 +91,7 @@ def unique_ids(frame: pd.DataFrame, column: str, what: str) -> Array:
 
 
 def _user_ids(users: pd.DataFrame, column: str) -> Array:
-    """Return the users' ids, among which what requests say for somebody without an id can't be."""
+    """Return the users' ids; refuse the id that requests use for anonymous users."""
     ids = unique_ids(users, column, "users")
     taken = ANONYMOUS_IDS[id_dtype(ids)]
     if taken in pd.Index(ids):
@@ -108,7 +108,7 @@ def id_dtype(ids: Array) -> IdDtype:
 
 
 def shown(values: Array | Sequence[Any]) -> str:
-    """Return the first few values for a message."""
+    """Return the first few values as text for a message."""
     texts = [
         repr(value.decode(errors="replace") if isinstance(value, bytes) else value)
         for value in values[:_SHOWN]
@@ -126,15 +126,15 @@ def check_inputs(
     retrieval: Mapping[str, ServedForm],
     seed: int,
 ) -> Inputs:
-    """Check what was given by itself and against each other.
+    """Check the inputs by themselves and against each other.
 
-    More candidates than items is not refused: the slots stay empty, and a later catalogue may fill them
-    with the same models. It is said in the notes.
+    More candidates than items are allowed and noted. The extra slots stay empty, and a later catalogue may
+    fill them with the same models.
 
     Raises
     ------
     ExportInputError
-        Something does not fit.
+        An input is invalid, or inputs do not fit together.
     """
     notes: list[str] = []
     settings = checked_settings(settings, retrieval)
@@ -149,7 +149,7 @@ def check_inputs(
     if users is not None:
         user_ids = _user_ids(users, columns.user_id)
     else:
-        # Nobody is in the store; the ids' type is that of the interactions, if there are any.
+        # The store has no users; the ids' type is that of the interactions, if there are any.
         like = None if interactions is None else _factorized(interactions, columns.user_id, "interactions")[1]
         user_ids = np.zeros(0, np.int64 if like is None else like.dtype)
     events = check_events(interactions, item_ids, None if users is None else user_ids, columns, notes)
@@ -169,7 +169,7 @@ def check_inputs(
 
 
 def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame with its rows numbered from 0, without a copy of its columns."""
+    """Return the frame with a new index from 0, without copying its columns."""
     numbered = frame.copy(deep=False)
     numbered.index = pd.RangeIndex(len(frame))
     return numbered
@@ -182,10 +182,10 @@ def check_events(
     columns: TableColumns,
     notes: list[str],
 ) -> Events:
-    """Turn interactions into rows, in order of time (ties in the order of the frame).
+    """Return interactions as user and catalogue rows, in order of time (ties in the order of the frame).
 
-    Interactions with items that the catalogue lacks are dropped. Those of users that the store lacks
-    count for popularity only. Both are said in ``notes``.
+    Interactions with items that are not in the catalogue are dropped. Those of users that are not in the
+    store count for popularity only. Both are added to ``notes``.
     """
     if interactions is None:
         nobody = np.zeros(0, np.int64)
@@ -217,9 +217,9 @@ def check_events(
 def _rows_of(
     interactions: pd.DataFrame, column: str, ids: Array | None, where: str
 ) -> tuple[npt.NDArray[np.int64], Array]:
-    """Return the row of each interaction's id, -1 where ``ids`` has none, and the distinct ids without a row.
+    """Return the row in ``ids`` of each interaction (-1 for none), and the distinct ids without a row.
 
-    Only distinct text becomes bytes: there are far fewer of them than interactions.
+    Only distinct texts are encoded as bytes, because there are far fewer of them than interactions.
     """
     codes, distinct = _factorized(interactions, column, "interactions")
     if ids is None:
@@ -231,11 +231,11 @@ def _rows_of(
 
 
 def _factorized(frame: pd.DataFrame, column: str, what: str) -> tuple[npt.NDArray[np.intp] | None, Array]:
-    """Return codes ``[n]`` into distinct ids by first appearance; None and all ids if they are integers."""
+    """Return codes ``[n]`` and the distinct ids that they index; for integers, None and all ids."""
     if column not in frame.columns or getattr(frame[column].dtype, "kind", "O") in "iu":
         return None, raw_ids(frame, column, what)
     series = frame[column]
-    # A category or an Arrow string is no Python object yet; what is one says here what it is.
+    # Only object columns hold Python objects to take types from; other dtypes yield them in factorize.
     kinds = set(map(type, series.to_numpy())) if series.dtype == object else None
     codes, distinct = pd.factorize(series)
     nulls = int(np.count_nonzero(codes < 0))
@@ -257,7 +257,7 @@ def _same_kind(ids: Array, others: Array, column: str, where: str) -> None:
 
 
 def _seconds(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[np.float64] | None:
-    """Return the times ``[n]`` in seconds: numbers are such, dates become such since 1970; else None."""
+    """Return the times ``[n]`` in seconds, dates since 1970; None if they are neither numbers nor dates."""
     if timestamp is None:
         return None
     times = interactions[timestamp]
@@ -268,7 +268,7 @@ def _seconds(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[n
 
 
 def _time_order(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArray[np.intp] | None:
-    """Return the places of the interactions in order of time; None if they are in order."""
+    """Return the permutation that sorts the interactions by time; None if they are sorted already."""
     if timestamp is None:
         return None
     if timestamp not in interactions.columns:
@@ -289,12 +289,12 @@ def _time_order(interactions: pd.DataFrame, timestamp: str | None) -> npt.NDArra
 
 
 def infer_column(series: pd.Series, name: str, what: str) -> InputColumn:
-    """Return how a raw column that no program reads is stored: by its own dtype.
+    """Return how to store a raw column that no program reads, by its own dtype.
 
     Raises
     ------
     ExportInputError
-        If it holds something else than numbers, booleans, text, dates, or lists of the former three.
+        If it contains anything but numbers, booleans, text, dates, or lists of the first three.
     """
     present = series[series.notna()] if series.dtype == object else series
     first = present.iloc[0] if len(present) else None
@@ -303,7 +303,7 @@ def infer_column(series: pd.Series, name: str, what: str) -> InputColumn:
     if kind == "M" or (
         series.dtype == object and pd.api.types.infer_dtype(series) in ("date", "datetime", "datetime64")
     ):
-        # As recipes have them: whole seconds since 1970.
+        # As in recipes, dates are stored as whole seconds since 1970.
         return InputColumn(name, "int64", False, "item", unit="s")
     if kind == "O":
         kinds = _kinds_in_lists(present) if is_list else set(map(type, present))

@@ -1,4 +1,4 @@
-"""The goal of an export, decided before any work: target, engine, layout and runner."""
+"""The goal of an export, chosen before any work: target, engine, layout and runner."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def make_goal(
     origin: Mapping[str, Mapping[str, Any]],
     tasks: Sequence[str],
 ) -> Goal:
-    """Return the goal; refuse a target, an engine, a layout or a runner that does not exist.
+    """Return the goal; refuse a target, engine, layout or runner that does not exist.
 
-    Without an engine it is the best of the target's that this machine can make.
+    With ``engine`` None, the best of the target's engines that this machine can make is chosen.
 
     Raises
     ------
@@ -44,13 +44,13 @@ def make_goal(
 
 
 def _engines(target: str, engine: str | None) -> tuple[str, ...]:
-    """Return the engines that will do, the best first."""
+    """Return the acceptable engines, best first."""
     row = find_target(target)
     return (row.engine, *row.instead) if engine is None else (engine,)
 
 
 def refuse_unmakeable(target: str, engine: str | None) -> None:
-    """Refuse a target of whose engines this machine can make none."""
+    """Refuse a target if this machine can make none of its engines."""
     reasons = [unmakeable(name) for name in _engines(target, engine)]
     if None not in reasons:
         told = "; and ".join(reason for reason in reasons if reason is not None)
@@ -58,7 +58,7 @@ def refuse_unmakeable(target: str, engine: str | None) -> None:
 
 
 def check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object) -> None:
-    """Refuse an ONNX model where the engine is made of torch modules alone."""
+    """Refuse ONNX models if the engine accepts only torch modules."""
     given = {
         f"retrieval[{source!r}].query": getattr(form, "query", None) for source, form in retrieval.items()
     }
@@ -73,6 +73,6 @@ def check_onnx(engine: str, retrieval: Mapping[str, ServedForm], ranker: object)
 
 
 def unmakeable(engine: str) -> str | None:
-    """Return why an export on this machine can't make an engine, or None."""
+    """Return why this machine can't make an engine, or None if it can."""
     kind: Any = ENGINES.find(engine)
     return kind.unmakeable() if isinstance(kind, NeedsTools) else None

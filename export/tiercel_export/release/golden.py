@@ -1,4 +1,4 @@
-"""Asking the oracles at export: what the golden vectors hold, and what the verification is shown."""
+"""Query the oracles at export, for the golden vectors and for the verification."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from .golden_features import ask_nvtabular
 from .parts import Inputs, Programs
 from .uncompiled import Uncompiled
 
-#: Requests on which a ranker of less than float32 is compared with torch.
+#: Number of requests on which a reduced-precision ranker is compared with the original.
 REDUCED_REQUESTS = 1000
 
-#: Requests that show a ranker in eight bits how large its numbers become.
+#: Number of requests that calibrate an 8-bit ranker.
 CALIBRATION_REQUESTS = 256
 
 
 @dataclass(frozen=True)
 class ModelRequests:
-    """What models are asked: users of the store, any items, and scores as retrieval gave them.
+    """Draws requests for models: users of the store, random items, and scores from real retrievals.
 
     Parameters
     ----------
     uncompiled
         Tables and models.
     random
-        What draws.
+        Random generator.
     scores, sources
-        ``[N]`` pairs of retrieval's score and its source, of real candidates.
+        ``[N]`` float32 and int32: retrieval's scores of real candidates, and their sources.
     """
 
     uncompiled: Uncompiled
@@ -51,7 +51,10 @@ class ModelRequests:
     sources: Array
 
     def inputs(self, model: DenseModel, users: Array) -> dict[str, Array]:
-        """Return what a model takes for users; their candidates end in empty slots, the last one has none."""
+        """Return a model's inputs for users; candidates end in empty slots, except for a lone user.
+
+        Of several users, the last one has no candidates at all.
+        """
         settings, items, random = self.uncompiled.settings, self.uncompiled.items, self.random
         shape = (len(users), settings.kept)
         rows = random.integers(0, items, shape)
@@ -67,17 +70,17 @@ class ModelRequests:
             np.where(real, scores, 0).astype(np.float32),
             np.where(real, sources, 0).astype(np.int32),
         )
-        # The ranker for fewer candidates takes the first of them; all else is as wide as its spec says.
+        # The ranker for fewer candidates takes the first ones; other inputs already have the spec's width.
         return {spec.name: known[spec.name][:, : spec.dims[0]] for spec in model.inputs}
 
     def batches(self, model: DenseModel, count: int) -> list[dict[str, Array]]:
-        """Return ``count`` requests in batches of the largest size."""
+        """Return ``count`` requests for a model, in batches of ``max_batch_size``."""
         users = self.random.integers(0, self.uncompiled.nobody + 1, count)
         size = self.uncompiled.settings.max_batch_size
         return [self.inputs(model, users[start : start + size]) for start in range(0, count, size)]
 
     def calibration(self, model: DenseModel) -> list[dict[str, Array]]:
-        """Return requests that show how large numbers become; none where nobody real could ask."""
+        """Return requests for calibration; none if there are no users or no real candidates."""
         known = self.uncompiled.nobody > 0 and len(self.scores) > 0
         return self.batches(model, CALIBRATION_REQUESTS) if known else []
 
@@ -85,16 +88,16 @@ class ModelRequests:
 def ask_oracles(
     inputs: Inputs, programs: Programs, uncompiled: Uncompiled, made: Mapping[str, Made]
 ) -> tuple[Golden, Originals, ModelRequests]:
-    """Ask every oracle: NVTabular for features, torch for models, the plain references for the rest.
+    """Query every oracle: NVTabular for features, the original models, and plain references for the rest.
 
     Parameters
     ----------
     inputs, programs, uncompiled, made
-        What the steps of the export made.
+        The results of the export's earlier steps.
 
     Returns
     -------
-    The golden vectors, what the verification is shown besides, and what draws requests of models.
+    The golden vectors, the originals for the verification, and the generator of model requests.
     """
     random = np.random.default_rng(inputs.seed)
     golden = Golden()
@@ -108,13 +111,13 @@ def ask_oracles(
 
 
 def _few_users(uncompiled: Uncompiled) -> Array:
-    """Return user rows spread over the store, and last the row of nobody."""
+    """Return user rows spread evenly over the store, followed by the row of unknown users."""
     last = max(uncompiled.nobody - 1, 0)
     return np.append(np.linspace(0, last, MODEL_ROWS - 1).astype(np.int64), uncompiled.nobody)
 
 
 def _ask_models(golden: Golden, requests: ModelRequests) -> dict[str, list[dict[str, Array]]]:
-    """Run the modules on a few users, and return batches to compare both with."""
+    """Add golden vectors of each model for a few users; return batches for the verification, by stage."""
     uncompiled = requests.uncompiled
     few, most = _few_users(uncompiled), uncompiled.settings.max_batch_size
     many = requests.random.integers(0, uncompiled.nobody + 1, most)
@@ -127,18 +130,18 @@ def _ask_models(golden: Golden, requests: ModelRequests) -> dict[str, list[dict[
 
 
 def with_reduced(originals: Originals, requests: ModelRequests, engine: str, artefacts: Path) -> Originals:
-    """Return originals with what a ranker of less than float32 will compute, and many requests for it.
+    """Return the originals with a CPU simulation of a reduced-precision ranker, and many requests for it.
 
     Parameters
     ----------
     originals
-        What the verification is shown already.
+        The originals so far.
     requests
-        What draws the requests.
+        The generator of requests.
     engine
-        The row of the dense models.
+        The engine's row for the dense models; others than reduced-precision rows add nothing.
     artefacts
-        Where their artefacts lie.
+        The directory of the models' artefacts.
     """
     kind: Any = ENGINES.find(engine)
     ranker = requests.uncompiled.models.ranker
@@ -152,7 +155,7 @@ def with_reduced(originals: Originals, requests: ModelRequests, engine: str, art
 
 
 def _ask_sources(golden: Golden, uncompiled: Uncompiled, made: Mapping[str, Made]) -> None:
-    """Ask each source's plain reference for a few users, with what they have had."""
+    """Add golden vectors of each source from its plain reference, for a few users and their seen items."""
     rows = _few_users(uncompiled)
     users = uncompiled.with_queries(uncompiled.users(rows))
     seen = [uncompiled.seen(row) for row in rows]

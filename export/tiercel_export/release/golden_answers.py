@@ -1,4 +1,4 @@
-"""Whole answers by the plain reference, one user at a time, with the models in torch."""
+"""Complete answers of the plain reference, one user at a time, with the original models."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from tiercel_serving.verify.reference import Candidate, keep, near_cut, order, p
 from .parts import Inputs, Programs
 from .uncompiled import Uncompiled
 
-#: What an approximate source may miss of the kept: so many behind the cut-off take its place.
+#: Share of the kept candidates that an approximate source may miss. As many candidates after the cut-off may
+#: replace them.
 SPARE = 0.25
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One user's answer, and all that it may be made of.
+    """One user's answer, and the candidates that it may consist of.
 
     Parameters
     ----------
     best
         Catalogue rows and scores, best first.
     candidates
-        What may be kept, and whether it is whichever way near ties fall.
+        Candidates that may be kept, each with whether it is kept however near ties are broken.
     kept
-        The rows that the reference keeps.
+        The catalogue rows that the reference keeps.
     tasks
-        The ranker's scores of the candidates, one number a task.
+        The ranker's scores of ``candidates``, one number per task; None without a ranker.
     """
 
     best: list[tuple[int, float]]
@@ -53,22 +54,22 @@ def ask_for_answers(
     uncompiled: Uncompiled,
     made: Mapping[str, Made],
 ) -> tuple[Array, Array]:
-    """Answer for some users; one of whom too many candidates nearly tie is passed over for another.
+    """Add golden answers for some users; a user with too many near ties is replaced by another.
 
-    Every second one may get what the user already had, whatever the settings say.
+    For every second user, seen items are allowed regardless of the settings.
 
     Returns
     -------
-    ``[N]`` float32 and int32: retrieval's scores of all their candidates, and where each came from.
+    ``[N]`` float32 and int32: retrieval's scores of all their candidates, and the source of each.
     """
     nobody, settings = uncompiled.nobody, uncompiled.settings
     rows = np.unique(np.linspace(0, max(nobody - 1, 0), 2 * ANSWER_USERS).astype(np.int64))[:nobody]
-    # Those spread over all users first, then those between them.
+    # Try every second one first, so that the users are spread evenly; the others are spares.
     rows = np.concatenate([rows[::2], rows[1::2]])
     ids = inputs.user_ids[rows]
     id_is_feature = any(column.name == inputs.columns.user_id for column in programs.user.inputs)
     if settings.unknown_users == FALLBACK or not id_is_feature:
-        # The row of nobody has no id, which is another feature than an id that was never seen.
+        # With the id as a feature, the row of unknown users (null id) differs from a request's unseen id.
         rows, ids = np.insert(rows, 0, nobody), np.concatenate([stranger(inputs.user_ids), ids])
     sources = [made[kind.name].arrays for kind in settings.sources]
     exact = all(one.figures.get("exact", True) for one in made.values())
@@ -102,7 +103,7 @@ def ask_for_answers(
 def _answer(
     uncompiled: Uncompiled, sources: Sequence[Mapping[str, Array]], row: int, spare: int, *, seen: bool
 ) -> Answer | None:
-    """Answer one user, who may get what was ``seen`` or not; None if too many candidates nearly tie."""
+    """Answer one user; ``seen`` allows seen items. None if too many candidates nearly tie."""
     settings = uncompiled.settings
     unknown = row == uncompiled.nobody
     tensors = uncompiled.with_queries(uncompiled.users([row]))
@@ -120,7 +121,7 @@ def _answer(
     item_of = plain_items({name: raw[name] for name in settings.raw_columns()} | of_sources)
     kept = keep(settings, item_of, found.candidates).candidates
     if unknown and settings.unknown_users == FALLBACK:
-        # The fallback's scores are the same numbers in every engine.
+        # The fallback's scores are identical in every engine, so near ties can't fall differently.
         candidates = [(candidate, True) for candidate in kept]
     else:
         candidates = near_cut(settings, sources, user, item_of, found, spare=spare)
@@ -132,10 +133,10 @@ def _answer(
 
 
 def rank(uncompiled: Uncompiled, user: Arrays, candidates: Sequence[Candidate]) -> list[list[float]] | None:
-    """Return the ranker's scores of candidates, best first, one number a task.
+    """Return the ranker's scores of candidates, given best first, one number per task; None without one.
 
-    Each is scored by itself, but that rankers see how far it lies behind the best, which stands first: where
-    there are more than the ranker takes, the best leads each part.
+    Candidates are scored independently, except that a ranker may compare each with the best, which is in the
+    first slot. If there are more candidates than slots, the best one is put first in each part.
     """
     model, width = uncompiled.models.ranker, uncompiled.settings.kept
     if model is None:
@@ -155,7 +156,7 @@ def rank(uncompiled: Uncompiled, user: Arrays, candidates: Sequence[Candidate]) 
 
 
 def _candidates(answers: Sequence[Answer], pad: int) -> dict[str, Array]:
-    """Return all candidates of each user, padded to the most that one has."""
+    """Return the candidates of each answer as tensors, padded to the longest list."""
     width = max((len(answer.candidates) for answer in answers), default=0)
     depth = max((len(tasks) for answer in answers for tasks in answer.tasks or ()), default=0)
     shape = (len(answers), width)
@@ -192,7 +193,7 @@ def _outputs(answers: Sequence[list[tuple[int, float]]], item_ids: Array, width:
 
 
 def stranger(user_ids: Array) -> npt.NDArray[np.generic]:
-    """Return ``[1]`` an id that no user has."""
+    """Return an id ``[1]`` that no user has."""
     if user_ids.dtype == np.object_:
         longest = max((len(value) for value in user_ids), default=0)
         unknown = np.empty(1, object)

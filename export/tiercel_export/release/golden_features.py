@@ -1,4 +1,4 @@
-"""Asking NVTabular at export: rows of both parts of the workflow with its own answers."""
+"""Query NVTabular at export: rows of both parts of the workflow with NVTabular's own answers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ..workflow.sessions import SessionOracle, oracle_of
 from .parts import Inputs, Programs
 from .programs import session_examples
 
-#: Rows that are compared with NVTabular at export.
+#: Number of rows that are compared with NVTabular at export.
 FRESH_ROWS = 2000
 
-#: Rows of a table among which a known value of each column is looked for.
+#: Number of a table's first rows that known values of each column are taken from.
 EXAMPLES = 1000
 
 
 def ask_nvtabular(
     golden: Golden, inputs: Inputs, programs: Programs, random: np.random.Generator
 ) -> dict[str, FeatureRows]:
-    """Add golden rows of each program, and return fresh ones for the verification."""
+    """Add golden rows of each program, and return other, random rows for the verification."""
     fresh = {}
     for artefact, program, frame in (
         ("user_features", programs.user, _user_frame(inputs, programs, random)),
@@ -48,7 +48,7 @@ def ask_nvtabular(
 
 
 def _known_values(inputs: Inputs) -> dict[str, pd.Series]:
-    """Return values of each raw column of the tables."""
+    """Return some non-null values of each raw column of the tables."""
     known = {}
     for frame in (inputs.items, inputs.users, inputs.interactions):
         if frame is not None:
@@ -61,7 +61,7 @@ def _known_values(inputs: Inputs) -> dict[str, pd.Series]:
 
 
 def _asked(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureRows:
-    """Return the rows that NVTabular answers: those of sessions without events it leaves out."""
+    """Return the rows that NVTabular answers, which excludes sessions without events."""
     rows, answers = ask.answers(frame)
     given = columns_from_frame(frame, program.inputs)
     inputs = {name: take_rows(column, rows) for name, column in given.items()}
@@ -69,10 +69,10 @@ def _asked(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame: pd
 
 
 def _few_rows(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame: pd.DataFrame) -> FeatureRows:
-    """Ask for some real rows and one with nulls, as far as NVTabular answers those.
+    """Query some real rows and one with as many nulls as NVTabular accepts.
 
-    It raises on some nulls, in an integer id for example; then only the columns in which it takes one
-    are null. Most take one, so they are asked by halves: each question costs a tenth of a second.
+    NVTabular raises on some nulls, such as one in an integer id. Then only the columns that accept a null are
+    null. They are found by bisection, because most columns accept one and each query takes about 0.1 s.
     """
     full = golden_rows(frame, program.inputs, FEATURE_ROWS)
     real, nulls = full.iloc[:-1], full.iloc[-1]
@@ -98,12 +98,12 @@ def _few_rows(ask: FrameOracle | SessionOracle, program: CompiledProgram, frame:
 def _real_rows(
     ask: FrameOracle | SessionOracle, program: CompiledProgram, frame: pd.DataFrame
 ) -> FeatureRows:
-    """Ask for rows as they are; where NVTabular raises on a null new to it, for those without nulls.
+    """Query rows as they are; if NVTabular raises, perhaps on a null, query only rows without nulls.
 
     Raises
     ------
     ExportInputError
-        It raises on these too.
+        NVTabular raises on these too, or no rows remain.
     """
     names = [column.name for column in program.inputs]
     whole = frame[frame[names].notna().all(axis=1)]
@@ -135,7 +135,7 @@ def _silent(name: str) -> Iterator[None]:
 
 
 def _user_frame(inputs: Inputs, programs: Programs, random: np.random.Generator) -> pd.DataFrame | None:
-    """Return raw user rows with examples of the context beside them; None without users or sessions."""
+    """Return raw user rows with examples of the context columns; None without users or sessions."""
     sessions = session_examples(programs.parts, inputs)
     frame = inputs.users if inputs.users is not None else sessions
     if frame is None:
@@ -144,7 +144,7 @@ def _user_frame(inputs: Inputs, programs: Programs, random: np.random.Generator)
     if context:
         frame = frame.copy()
     if sessions is not None:
-        # A session's key and columns belong together.
+        # Keep the key and the events of a session together.
         picked = random.integers(0, len(sessions), len(frame))
         for name in sessions:
             frame[name] = sessions[name].iloc[picked].to_numpy()
@@ -160,7 +160,7 @@ def _user_frame(inputs: Inputs, programs: Programs, random: np.random.Generator)
 
 
 def _made_up(column: InputColumn, rows: int, random: np.random.Generator) -> pd.Series:
-    """Return values for a column of which no example was given."""
+    """Return random values for a column without examples."""
     if column.dtype == "bytes":
         values = [f"value {number}" for number in random.integers(0, 5, rows)]
     elif column.dtype == "bool":

@@ -1,4 +1,4 @@
-"""What passes between the steps of an export."""
+"""The types that are passed between the steps of an export."""
 
 from __future__ import annotations
 
@@ -49,12 +49,11 @@ class FeatureOptions:
         ``no_fold`` serves TargetEncoding over all folds; None refuses one that has folds. See
         :func:`~tiercel_export.workflow.cut.cut_workflow`.
     rows
-        ``keep`` lets ``Filter`` and ``Dropna`` pass every served row; None refuses them where they would drop
+        ``keep`` makes ``Filter`` and ``Dropna`` pass every served row; None refuses them if they could drop
         one. See :func:`~tiercel_export.workflow.cut.cut_workflow`.
     expected_packed
         Columns of ``user_cat``, ``user_num``, ``item_cat`` and ``item_num`` in the order in which the
-        models were trained on them; another order is refused. None trusts that the models were trained on
-        the workflow's own order.
+        models were trained on them; another order is refused. None assumes the workflow's own order.
     """
 
     parts: Mapping[str, str] | None = None
@@ -65,9 +64,9 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the release shall be: its name, rows of the tables of targets and engines, its layout and runner.
+    """The choices for a release: its name, target and engine (rows of their tables), layout and runner.
 
-    ``origin`` says where each raw table comes from, ``tasks`` what the ranker's scores are called.
+    ``origin`` describes where each raw table comes from; ``tasks`` are the names of the ranker's scores.
     """
 
     name: str
@@ -86,11 +85,11 @@ class Events:
     Parameters
     ----------
     users
-        ``[n]`` user rows; -1 for a user that the store does not hold.
+        ``[n]`` user rows; -1 for a user who is not in the store.
     items
         ``[n]`` catalogue rows.
     times
-        ``[n]`` float64 seconds since 1970 (numbers as they came); None without a timestamp.
+        ``[n]`` float64 seconds since 1970 (numbers are taken as such); None without usable timestamps.
     """
 
     users: npt.NDArray[np.int64]
@@ -100,7 +99,7 @@ class Events:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The caller's data, checked: ``settings`` have their sources, ``notes`` grow with every step."""
+    """The caller's data after checks; ``settings`` include sources, and every step may add ``notes``."""
 
     items: pd.DataFrame
     users: pd.DataFrame | None
@@ -131,20 +130,20 @@ class Programs:
 
 @dataclass(frozen=True)
 class Tables:
-    """What serving gathers from, in memory.
+    """The tables that serving gathers from, in memory.
 
     Parameters
     ----------
     user_arrays, item_arrays
-        The artefacts ``users`` and ``items``.
+        The arrays of the artefacts ``users`` and ``items``.
     user_packed, item_packed
-        Those of their arrays that models take, ``[U + 1, …]`` and ``[I + 1, …]``.
+        The arrays among them that models take, ``[U + 1, …]`` and ``[I + 1, …]``.
     raw_items
         Raw item columns ``[I]``.
     asked
-        The columns of users and requests that rules read, those of the workflow among them.
+        The columns of users and requests that rules read, which may include those of the workflow.
     catalogue, packed
-        As the manifest has them.
+        As in the manifest.
     """
 
     user_arrays: Mapping[str, Array]

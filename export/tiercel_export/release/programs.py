@@ -1,4 +1,4 @@
-"""The workflow → its two compiled programs, with the packed length of every list."""
+"""From the workflow to its two compiled programs, with the packed length of every list."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .fit import check_columns
 from .given import id_dtype
 from .parts import FeatureOptions, Inputs, Programs
 
-#: Rows that are looked at together for the length of their lists.
+#: Number of rows that are run at once to find the lengths of lists.
 _BLOCK = 65_536
 
 
 def compile_programs(inputs: Inputs, workflow: Any, options: FeatureOptions) -> Programs:
-    """Cut the workflow and compile its parts; check that they fit the tables and the settings."""
+    """Cut the workflow and compile its parts; check them against the tables and the settings."""
     homes = table_homes(inputs.users, inputs.items, inputs.interactions)
-    homes[inputs.columns.user_id] = "user"  # also where there is no table of users
+    homes[inputs.columns.user_id] = "user"  # even without a table of users
     cut = cut_workflow(
         workflow,
         parts=options.parts,
@@ -52,7 +52,7 @@ def compile_programs(inputs: Inputs, workflow: Any, options: FeatureOptions) -> 
 def table_homes(
     users: pd.DataFrame | None, items: pd.DataFrame, interactions: pd.DataFrame | None
 ) -> dict[str, str]:
-    """Return the part of each raw column: that of the table which has it."""
+    """Return the part of each raw column, by the table that contains it; users win over items and context."""
     tables = {"context": interactions, "item": items, "user": users}
     return {str(name): part for part, frame in tables.items() if frame is not None for name in frame.columns}
 
@@ -75,9 +75,9 @@ def _check_events(cut: WorkflowParts, user_id: str) -> None:
 
 
 def session_examples(cut: WorkflowParts, inputs: Inputs) -> pd.DataFrame | None:
-    """Return a session a row, with a list for each column of its events, as ``interactions`` have them.
+    """Return one row per session of ``interactions``, with its events as lists.
 
-    None if the user features read no events, ``users`` holds them as lists, or no table has them.
+    None if the user features read no events, ``users`` has them as lists, or ``interactions`` lacks them.
     """
     events, frame = cut.event_names("user"), inputs.interactions
     stored = inputs.users is not None and set(events) <= set(inputs.users.columns)
@@ -119,7 +119,7 @@ def _check_order(programs: Programs, expected: Mapping[str, Sequence[str]]) -> N
 
 
 def _with_lengths(compiled: CompiledProgram, frames: Sequence[pd.DataFrame]) -> CompiledProgram:
-    """Give each list output the length of its longest row among the examples in the frames."""
+    """Set the packed length of each list output to its longest row for the frames' examples, at least 1."""
     lists = [column.name for column in compiled.outputs if column.is_list]
     if not lists:
         return compiled
@@ -128,7 +128,7 @@ def _with_lengths(compiled: CompiledProgram, frames: Sequence[pd.DataFrame]) -> 
     rows = max(len(column) for column in examples.values())
     for start in range(0, rows, _BLOCK):
         places = np.arange(start, min(rows, start + _BLOCK))
-        # Columns of different frames need not belong together: a shorter one begins again.
+        # Columns of different frames are independent, so shorter ones repeat.
         block = {name: take_rows(column, places % len(column)) for name, column in examples.items()}
         made = compiled.program.run(block, len(places))
         for name in lists:
@@ -138,7 +138,7 @@ def _with_lengths(compiled: CompiledProgram, frames: Sequence[pd.DataFrame]) -> 
 
 
 def _example(column: InputColumn, frames: Sequence[pd.DataFrame]) -> Column:
-    """Return a raw column from the first frame that has it; one null where none has any row of it."""
+    """Return a raw column from the first non-empty frame that has it, or a single null."""
     frame = next((frame for frame in frames if column.name in frame.columns and len(frame)), None)
     if frame is None:
         return null_column(column.dtype, column.is_list, 1)

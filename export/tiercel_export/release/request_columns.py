@@ -1,4 +1,4 @@
-"""The request's tensors of raw columns: whatever a column is called, no two tensors share a name."""
+"""Names for a request's tensors of raw columns; no two tensors of the graph share a name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiercel_serving.stages.specs import BESIDE, stage_specs, time_spec
 
 
 def graph_names(manifest: Manifest) -> set[str]:
-    """Return the names of all tensors of the served graph: Triton has one place for each."""
+    """Return the names of all tensors of the served graph, which must be unique in a Triton ensemble."""
     stages = [spec for spec in stage_specs(manifest) if spec.name not in BESIDE]
     times = [time_spec(spec.name) for spec in stages]
     names = {t.name for spec in stages for t in (*spec.inputs, *spec.outputs)} | {t.name for t in times}
@@ -28,18 +28,18 @@ def request_columns(
 ) -> tuple[RequestColumn, ...]:
     """Name the tensors of the raw columns that a request may carry.
 
-    A column travels under its own name, its companion under that and ``__length`` or ``__valid``. Where
-    such a name is taken, a number is added: columns choose first, those that keep their name before those
-    that can't, and companions last.
+    A column is sent under its own name. Its companion's name adds ``__length`` or ``__valid``. If a name is
+    taken, a number is added. Columns that keep their name choose first, then the other columns, and
+    companions last.
 
     Parameters
     ----------
     columns
-        What the user program reads.
+        The columns that the user program and rules read.
     id_column
-        What the tables call the user id, which travels as ``user_id``.
+        Name of the user id in the tables; it is sent as ``user_id`` and left out here.
     taken
-        Names that the graph's own tensors have.
+        Names of the graph's own tensors.
     """
     carried = [column for column in columns if column.name != id_column]
     used = set(taken)
@@ -55,13 +55,13 @@ def _named(column: InputColumn, tensor: str, used: set[str]) -> RequestColumn:
     says = LENGTH_OF if column.is_list else VALID_OF
     nan_is_null = not column.is_list and column.dtype.startswith("float")
     companion = None if nan_is_null else _free(f"{tensor}__{says}", used)
-    # Converted, since a program knows the few dtypes and parts only as text.
+    # Converted, because RequestColumn has literal types for the dtypes and parts that InputColumn has as str.
     raw = {key: value for key, value in asdict(column).items() if key != "is_date"}
     return msgspec.convert({**raw, "tensor": tensor, "companion": companion}, RequestColumn)
 
 
 def _free(name: str, used: set[str]) -> str:
-    """Return the name, or with the first number that makes it a new one; it is used from now on."""
+    """Return the name, with a number if it is in use, and add it to ``used``."""
     numbered = (name if number == 1 else f"{name}_{number}" for number in count(1))
     free = next(candidate for candidate in numbered if candidate not in used)
     used.add(free)

@@ -1,4 +1,4 @@
-"""What rules read of users and requests: held to the tables, and inferred where requests alone bring it."""
+"""The columns of users and requests that rules read: checked against tables, or inferred for requests."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .parts import Inputs, Programs
 def asked_columns(
     inputs: Inputs, programs: Programs, raw_items: Mapping[str, Column]
 ) -> tuple[InputColumn, ...]:
-    """Return the columns of users and requests that rules read, but for the user id.
+    """Return the columns of users and requests that rules read, except the user id.
 
     Parameters
     ----------
     inputs, programs
-        Tables, and what the workflow reads of users and requests: rules may read it too.
+        The tables, and the workflow's programs, whose user and context columns rules may read too.
     raw_items
         The raw item columns that rules name.
 
     Raises
     ------
     ExportInputError
-        A rule names a column that is not there, or types do not fit.
+        A rule names a column that does not exist, or types do not match.
     """
     asks = asked(inputs.settings.rules)
     known = {column.name: column for column in programs.user.inputs}
@@ -58,7 +58,7 @@ def asked_columns(
 def _of_users(
     inputs: Inputs, known: Mapping[str, InputColumn], wanted: tuple[str, ...]
 ) -> dict[str, InputColumn]:
-    """Return the columns of users by name; the type of one that nobody reads is of no account."""
+    """Return the columns of users by name; the type of a column that nothing reads is arbitrary."""
     found = {name: column for name, column in known.items() if column.part == "user"}
     if inputs.users is not None:
         for name in map(str, inputs.users.columns):

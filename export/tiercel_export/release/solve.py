@@ -1,4 +1,4 @@
-"""Weights that are solved for a constraint, over the candidates that users of the release get."""
+"""Solve weights of reorder steps for a constraint, over candidates that users of the release get."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .golden_answers import rank
 from .parts import Inputs
 from .uncompiled import Uncompiled
 
-#: How many users' candidates are looked at.
+#: Number of users whose candidates are used.
 USERS = 200
 
 
 def solve_weights(
     inputs: Inputs, uncompiled: Uncompiled, made: Mapping[str, Made]
 ) -> tuple[Inputs, Uncompiled]:
-    """Return both with the settings of which every step that asks for it is solved.
+    """Return ``inputs`` and ``uncompiled`` with the weights of their reorder steps solved, where needed.
 
     Parameters
     ----------
     inputs, uncompiled
-        Of the export.
+        The results of the export's earlier steps.
     made
-        What the sources serve from.
+        Source → its artefact.
     """
     settings = uncompiled.settings
     if not any(isinstance(step, Solved) for step in settings.reorder) or uncompiled.models.ranker is None:
@@ -51,7 +51,7 @@ def solve_weights(
 
 
 def _tasks(uncompiled: Uncompiled, made: Mapping[str, Made], row: int) -> Array:
-    """Return what the ranker gives each of a user's kept candidates, ``[n, T]``."""
+    """Return the ranker's scores of a user's kept candidates, ``[n, T]`` float32."""
     settings = uncompiled.settings
     tensors = uncompiled.with_queries(uncompiled.users([row]))
     user = {name: tensor[0] for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The sources of a recommender: each made of its served form, its columns and the interactions."""
+"""Make the sources of a recommender, each from its served form, its columns and the interactions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from ..errors import ExportInputError
 from .parts import Inputs
 from .uncompiled import Uncompiled
 
-#: Users whose queries measure a source, and how many are added of those who have had most.
+#: Number of random users whose queries measure a source, and of users with the longest histories to add.
 RECALL_QUERIES, MOST_SEEN = 200, 50
 
 
 def make_sources(inputs: Inputs, uncompiled: Uncompiled) -> dict[str, Made]:
-    """Make what every source serves from.
+    """Make the artefact of every source.
 
     Raises
     ------
     InvalidSettings
-        A source can't be made as its settings say.
+        A source can't be made with its settings.
+    ExportInputError
+        A query model returns NaN or infinity.
     """
     made = {}
     allowed = _allowed(inputs, uncompiled)
@@ -56,7 +58,7 @@ def make_sources(inputs: Inputs, uncompiled: Uncompiled) -> dict[str, Made]:
 
 
 def _allowed(inputs: Inputs, uncompiled: Uncompiled) -> npt.NDArray[np.bool_]:
-    """Return ``[I]``: which items pass every rule; and say how many each rule lets through."""
+    """Return which items ``[I]`` pass every rule, and note how many pass each rule."""
     rules, raw = inputs.settings.rules, uncompiled.tables.raw_items
     for rule in rules:
         count = int(np.count_nonzero(rule.passes(raw)))
@@ -70,9 +72,9 @@ def _allowed(inputs: Inputs, uncompiled: Uncompiled) -> npt.NDArray[np.bool_]:
 
 
 def _queries(inputs: Inputs, uncompiled: Uncompiled, source: str) -> tuple[Array | None, list[Array]]:
-    """Return queries like those to come, and what their users have had.
+    """Return representative queries ``[Q, D]`` and the seen item rows of each query's user.
 
-    They are real users', or what stands in for them where nobody is known.
+    They belong to real users, or are the form's stand-ins if there are no users. None for neither.
     """
     if source not in uncompiled.models.queries:
         return None, []
@@ -102,7 +104,7 @@ def _queries(inputs: Inputs, uncompiled: Uncompiled, source: str) -> tuple[Array
 
 
 def write_source(folder: Path, made: Made, build_id: str) -> None:
-    """Write the artefact of a source: its other files first, so that its header lists them."""
+    """Write the artefact of a source, other files first so that the header lists them."""
     folder.mkdir(parents=True)
     for name, write in made.files.items():
         write(str(folder / name))

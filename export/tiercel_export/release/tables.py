@@ -1,7 +1,6 @@
 """Tables that serving gathers from: items, users, histories.
 
-Their layout is written down in :mod:`tiercel_serving.tables.items` and in
-:mod:`tiercel_serving.stores.memory_mapped`.
+:mod:`tiercel_serving.tables.items` and :mod:`tiercel_serving.stores.memory_mapped` document their layout.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from .rule_columns import asked_columns
 
 Rows = npt.NDArray[np.int64]
 
-#: Interactions whose repetitions are looked for together: bounds the temporaries.
+#: Number of interactions that are deduplicated at once, which bounds the size of temporary arrays.
 _BLOCK = 1 << 20
 
 
 def make_tables(inputs: Inputs, programs: Programs) -> Tables:
-    """Transform items and users once, and lay both out with all that is known of them."""
+    """Transform items and users once, and lay out the tables of both with raw columns and histories."""
     raw_items = _raw_item_columns(inputs, programs)
     check_rules(inputs.settings, raw_items)
     items = transform(programs.item.program, raw_items, len(inputs.item_ids))
@@ -88,7 +87,7 @@ def make_tables(inputs: Inputs, programs: Programs) -> Tables:
 
 
 def _raw_item_columns(inputs: Inputs, programs: Programs) -> dict[str, Column]:
-    """Return the columns that the program, sources, rules, steps and the title read."""
+    """Return the raw columns that the program, sources, rules, reorder steps and the title read."""
     columns = columns_from_frame(inputs.items, programs.item.inputs)
     for name in inputs.settings.raw_columns():
         if name not in columns:
@@ -98,7 +97,7 @@ def _raw_item_columns(inputs: Inputs, programs: Programs) -> dict[str, Column]:
 
 
 def _raw_user_columns(inputs: Inputs, programs: Programs, asked: Sequence[InputColumn]) -> dict[str, Column]:
-    """Return what the user program and rules read ``[U + 1]``; what a request alone can know is null."""
+    """Return the columns ``[U + 1]`` of the user program and rules, null where only requests have them."""
     rows = len(inputs.user_ids) + 1
     columns = {}
     if inputs.users is not None:
@@ -129,7 +128,7 @@ def item_arrays(ids: Array, raw: Mapping[str, Column], packed: Mapping[str, Arra
     ids
         ``[I]`` raw ids, int64 or ``bytes`` objects, in catalogue order.
     raw
-        Raw columns ``[I]`` that sources, rules, steps, titles or a later check read.
+        Raw columns ``[I]`` that sources, rules, reorder steps, titles or a later check read.
     packed
         Model-ready tensors ``[I + 1, …]``; the pad row is last.
     """
@@ -164,13 +163,14 @@ def user_arrays(
     packed
         Model-ready tensors ``[U + 1, …]``.
     users, items
-        ``[n]`` rows of the interactions, in order of time; other users' are left out (-1).
+        ``[n]`` int64 rows of the interactions, in order of time; user row -1 (not in the store) is ignored.
     latest
-        How many of a user's latest items a history shows.
+        The number of a user's latest items that a history contains.
     times
-        ``[n]`` when they were, in seconds since 1970; None keeps no times.
+        ``[n]`` float64 times of the interactions in seconds since 1970; None stores no times.
     seen_filter, item_ids
-        What of histories goes into Bloom filters, and ``[I]`` the raw ids that these are of; None is nothing.
+        Settings of the Bloom filters for the older part of histories, and the ``[I]`` raw item ids that they
+        store; None makes no filters.
     """
     arrays: dict[str, Array] = dict(build_lookup(ids, USER_LOOKUP))
     for name, column in raw.items():
@@ -192,7 +192,7 @@ def user_arrays(
 def _filtered(
     offsets: Rows, places: Array, items: Rows, item_ids: Array | None, seen_filter: SeenFilter
 ) -> tuple[Rows, Array, dict[str, Array]]:
-    """Put the older part of long histories into Bloom filters; return what is left, and these arrays."""
+    """Move the older part of long histories into Bloom filters; return the rest, and the filters' arrays."""
     assert item_ids is not None
     counts = np.diff(offsets)
     owners = np.repeat(np.arange(len(counts)), counts)
@@ -204,7 +204,7 @@ def _filtered(
 
 
 def _times(inputs: Inputs) -> npt.NDArray[np.float64] | None:
-    """Return when interactions were, if that is asked for."""
+    """Return the times of the interactions, or None if the settings do not need them."""
     if inputs.settings.seen_again_days is None:
         return None
     if inputs.events.times is None and inputs.interactions is not None:
@@ -216,28 +216,29 @@ def _times(inputs: Inputs) -> npt.NDArray[np.float64] | None:
 
 
 def histories(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows, npt.NDArray[np.uint32]]:
-    """Group interactions by user; of a repeated item only the latest stays.
+    """Group interactions by user, keeping only the latest one with each item.
 
     Parameters
     ----------
     users, items
-        ``[n]`` rows, in order of time; users below 0 are left out.
+        ``[n]`` rows, in order of time; users below 0 are ignored.
     n_users
         U.
     latest
-        So many of each user's items come last, in order of time; those before them in order of row.
+        The number of each user's latest items that come last, in order of time. Older items come before them,
+        in order of row.
 
     Returns
     -------
     offsets : ``[U + 2]`` int64; row U is empty
-    places : which of the interactions stay, end to end by user
+    places : indices of the interactions that are kept, concatenated by user
     """
     owners, order = _by_user(users)
     ends = np.searchsorted(owners, np.arange(n_users + 1), side="right")
     counts = np.zeros(n_users + 1, np.int64)
     kept, begin, first = [], 0, 0
     while first < n_users:
-        # Whole users, as many as fit into a block; one of them at least.
+        # As many whole users as fit into a block, but at least one.
         beyond = max(first + 1, int(np.searchsorted(ends, begin + _BLOCK, side="right")))
         beyond = min(beyond, n_users)
         end = int(ends[beyond - 1])
@@ -251,8 +252,8 @@ def histories(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows
 
 
 def _by_user(users: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
-    """Return the known users' events by user, each one's in order of time: whose, and which."""
-    # One sort of integers that hold both user and place is several times cheaper than a stable argsort.
+    """Return the user and the index of each known user's events, by user and then in order of time."""
+    # Sorting integers that combine user and index is several times faster than a stable argsort.
     keys = users << 32 | np.arange(len(users))
     if (users < 0).any():
         keys = keys[users >= 0]
@@ -261,25 +262,25 @@ def _by_user(users: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]
 
 
 def _distinct(users: Rows, items: Rows, n_users: int, latest: int) -> tuple[Rows, Rows]:
-    """Return the places of each user's items, each once, in the order of :func:`histories`, and how many.
+    """Return the indices of each user's distinct items, ordered as in :func:`histories`, and their counts.
 
     Parameters
     ----------
     users, items
-        Events of some users, by user and time; users count from 0.
+        Events of some users, by user and time; users are numbered from 0.
     n_users, latest
-        How many users; as for :func:`histories`.
+        The number of users; as for :func:`histories`.
     """
     width = int(items.max(initial=0)) + 1
     pairs = users * width + items
     order = np.argsort(pairs, kind="stable")
     ordered = pairs[order]
-    # The last of equal pairs is the latest.
+    # The last of equal pairs is the latest event.
     last = np.append(ordered[1:] != ordered[:-1], np.ones(min(1, len(ordered)), np.bool_))
     places = np.sort(order[last])
     users, items = users[places], items[places]
     counts = np.bincount(users, minlength=n_users)
     age = np.cumsum(counts)[users] - np.arange(len(users))
-    # Old items by row, then the latest from the oldest on.
+    # Older items by row, then the latest ones in order of time.
     keys = np.where(age > latest, items, width + latest - age) + users * (width + latest)
     return places[np.argsort(keys, kind="stable")], counts

@@ -1,7 +1,6 @@
-"""The recommender before anything is compiled: user tensors gathered one by one, and modules in torch.
+"""The uncompiled recommender: user tensors gathered one user at a time, and the original models.
 
-What is asked here are the tables that a release will hold; the verification compares those with NVTabular by
-themselves.
+It reads the tables that the release will contain. The verification compares those with NVTabular separately.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from tiercel_serving.tables.items import ItemTable
 from ..models.prepare import Models
 from .parts import Tables
 
-#: Users whose queries are computed at once.
+#: Number of users whose queries are computed at once.
 _BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Uncompiled:
-    """Settings, tables and models.
+    """Settings, tables and models of an export.
 
     Parameters
     ----------
     settings, tables, models
-        As the steps of an export made them.
+        The results of the export's earlier steps.
     user_ids
-        ``[U + 1]`` raw ids, the last one nobody's.
+        ``[U + 1]`` raw ids; the last one belongs to no user.
     """
 
     settings: ServingSettings
@@ -54,16 +53,16 @@ class Uncompiled:
 
     @property
     def items(self) -> int:
-        """I, and the pad row."""
+        """The number of items I, which is also the pad row."""
         return self.tables.catalogue.items
 
     @property
     def nobody(self) -> int:
-        """U, the row of everybody who is not in the store."""
+        """The number of users U, which is also the row of users who are not in the store."""
         return self.tables.catalogue.users
 
     def user(self, row: int) -> dict[str, Array]:
-        """Return every tensor that a model may know of one user, without the user axis."""
+        """Return every tensor of one user that a model may take, without the user axis."""
         tensors: dict[str, Array] = {name: array[row] for name, array in self.tables.user_packed.items()}
         length = self.settings.history_length
         if not length:
@@ -79,25 +78,25 @@ class Uncompiled:
         return tensors
 
     def users(self, rows: Iterable[int]) -> dict[str, Array]:
-        """Return those tensors of several users ``[B, …]``."""
+        """Return the tensors of several users, ``[B, …]``; see :meth:`user`."""
         known = [self.user(int(row)) for row in rows]
         return {name: np.stack([user[name] for user in known]) for name in known[0]}
 
     def with_queries(self, tensors: Arrays) -> dict[str, Array]:
-        """Return user tensors with the query of each source beside them."""
+        """Return user tensors ``[B, …]`` together with the query of each source."""
         known = dict(tensors)
         for model in self.models.queries.values():
             known |= model.run(tensors)
         return known
 
     def queries(self, source: str, rows: Array) -> Array:
-        """Return the queries ``[Q, D]`` of users."""
+        """Return a source's queries ``[Q, D]`` for the users in ``rows [Q]``."""
         model = self.models.queries[source]
         blocks = np.array_split(rows, -(-len(rows) // _BLOCK))
         return np.concatenate([model.run(self.users(block))[model.output.name] for block in blocks])
 
     def seen(self, row: int) -> Array:
-        """Return the item rows that a user has had, the latest in order of time last."""
+        """Return the catalogue rows of a user's history; the latest ones come last, in order of time."""
         arrays = self.tables.user_arrays
         begin, end = arrays["history_offsets"][row : row + 2]
         seen: Array = arrays["history_rows"][begin:end].astype(np.int64)
@@ -105,12 +104,12 @@ class Uncompiled:
 
     @cached_property
     def passing(self) -> npt.NDArray[np.bool_]:
-        """Return ``[I]``: which items pass every rule; verification holds rules to their plain references."""
+        """Which items ``[I]`` pass every rule; the verification checks rules against plain references."""
         return allowed_items(self.settings.rules, self.tables.raw_items, self.items)
 
     @cached_property
     def now(self) -> float:
-        """The time that rules go by, in seconds since 1970-01-01 UTC."""
+        """The current time for rules, fixed at first use, in seconds since 1970-01-01 UTC."""
         return time.time()
 
     @cached_property
@@ -124,7 +123,7 @@ class Uncompiled:
         return [one for one in opened if one is not None]
 
     def _given(self, row: int) -> Given:
-        """Return what rules know of a user of the store whose request says nothing."""
+        """Return what rules know of a stored user whose request has no optional columns."""
         artefact = Artefact.in_memory("users", self.tables.user_arrays)
         users, requests = dict[str, Column](), dict[str, Column]()
         for column in self.tables.asked:
@@ -137,9 +136,10 @@ class Uncompiled:
         return Given(users, requests, sent, np.array([self.now]))
 
     def allowed(self, row: int, *, seen: bool = False, asking: bool = True) -> npt.NDArray[np.bool_]:
-        """Return ``[I]``: what passes every rule, and the user has not had unless ``seen`` may come.
+        """Return which items ``[I]`` pass every rule and, unless ``seen``, are not in the user's history.
 
-        Without ``asking`` what rules ask of users and requests is left aside, and so is when items were had.
+        Without ``asking``, rules that depend on users or requests are ignored, and so are the times of
+        interactions.
         """
         allowed = self.passing.copy()
         if asking and self._asking:
@@ -151,7 +151,7 @@ class Uncompiled:
         return allowed
 
     def _had(self, row: int) -> Array:
-        """Return what a user has had, with what a Bloom filter takes for such."""
+        """Return the rows of a user's seen items, including false positives of the Bloom filter."""
         kept = self.settings.seen_filter
         if kept is None:
             return self.seen(row)
@@ -161,7 +161,7 @@ class Uncompiled:
         return UserTables(users, lambda: probes, kept.of_release).at(np.array([row])).seen()[0]
 
     def _may_not_come(self, row: int) -> Array:
-        """Return the item rows that a user has had of late, as the settings say."""
+        """Return the rows of a user's seen items that are excluded, all or those of the last days."""
         had, days = self._had(row), self.settings.seen_again_days
         of_late = float("nan") if days is None else user_amount(days, {})
         if isnan(of_late):
@@ -172,6 +172,6 @@ class Uncompiled:
         return recent
 
     def candidates(self, rows: Array, scores: Array, sources: Array) -> dict[str, Array]:
-        """Return what a ranker may know of candidates ``[B, K]``."""
+        """Return the tensors ``[B, K, …]`` of candidates that a ranker may take."""
         known: dict[str, Array] = {name: table[rows] for name, table in self.tables.item_packed.items()}
         return known | {"kept_score": scores, "kept_source": sources}

@@ -1,7 +1,7 @@
 """From a fitted NVTabular workflow to compiled feature programs.
 
-Reads top to bottom: load → cut (into user and item by schema tags) → trace (each output as a typed
-expression of the inputs: ``workflow_trace.py``) → schedule (``workflow_program.py``) → write.
+The steps are load (``load.py``) → cut into user and item columns by schema tags → trace each output as a
+typed expression of the inputs (``trace.py``) → schedule (``program.py``) → write.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LABEL_TAGS = frozenset(
         "multi_class_classification",
     )
 )
-#: Tags that put a column into a part; the first that matches counts.
+#: Tag → the part that it puts a column into; the first tag that matches wins.
 PART_TAGS: Mapping[str, str] = {
     "item": "item",
     "item_id": "item",
@@ -86,7 +86,7 @@ class CompiledProgram:
         return self.program.outputs
 
     def with_lengths(self, lengths: Mapping[str, int]) -> CompiledProgram:
-        """Return the same program with the packed lengths of some lists."""
+        """Return the program with other packed lengths for some list outputs."""
         outputs = [
             {**column, "length": lengths.get(column["name"], column["length"])}
             for column in self.document["outputs"]
@@ -107,19 +107,20 @@ class WorkflowParts:
     workflow
         The whole fitted workflow.
     outputs
-        Part of each output column: ``user``, ``context``, ``item`` or ``label``.
+        Output column → its part: ``user``, ``context``, ``item`` or ``label``.
     lineage
-        The input columns that each output is computed from.
+        Output column → the input columns that it is computed from.
     asked
-        Those that NVTabular wants in the frame for it, such as the target of a statistic.
+        Output column → the input columns that NVTabular needs in the frame for it, which includes columns
+        that it does not read, such as the target of a statistic.
     events
-        Those of ``lineage`` that hold the events of a session.
+        Output column → the columns of ``lineage`` that hold the events of a session.
     keys
-        The input columns behind the keys of sessions.
+        The input columns that the keys of sessions are computed from.
     target_encoding, rows
         As for :func:`cut_workflow`.
     of_users
-        The input columns that the table of users is known to have.
+        The input columns that the user table is known to have.
     """
 
     workflow: Any
@@ -142,15 +143,15 @@ class WorkflowParts:
         return [name for name in self.workflow.input_schema.column_names if name in used]
 
     def event_names(self, part: str) -> list[str]:
-        """Return the raw columns of a part of which a row has a list, one value for each of its events."""
+        """Return the raw columns of a part whose rows are lists with one value for each event."""
         used = frozenset().union(*(self.events[name] for name in self.output_names(part)))
         return [name for name in self.workflow.input_schema.column_names if name in used]
 
     def input_part(self, name: str, part: str) -> str:
         """Return ``item``, ``user`` or ``context`` for a raw column that a part reads.
 
-        Of the user part, a column is context if its own tag says so, or only context outputs read it and the
-        table of users is not known to have it: what the store holds, no request needs to send.
+        In the user part, a column is context if its own tag says so, or if only context outputs read it and
+        the user table is not known to have it. Requests need not send what the store holds.
         """
         if part == "item":
             return part
@@ -170,10 +171,10 @@ def cut_workflow(
 ) -> WorkflowParts:
     """Cut a workflow into user, context, item and label columns by the tags of its schema.
 
-    An output's own tags count first, then those of the inputs it is computed from, then the tables that have
-    these inputs. A statistic's tags from the column that it is of do not count: the mean rating of an item is
-    no label. What ``Groupby`` makes of a session belongs where the session's key does, or else to the
-    context: a list of items is no feature of an item.
+    An output's own tags take precedence, then the tags of the inputs that it is computed from, then the
+    tables that contain these inputs. A statistic does not inherit the tags of the column that it aggregates,
+    since the mean rating of an item is no label. An output of ``Groupby`` belongs to the part of the
+    session's key, or else to the context, since a session's list of items is no feature of an item.
 
     Parameters
     ----------
@@ -182,13 +183,13 @@ def cut_workflow(
     parts
         Part by output column, where tags are missing or wrong.
     target_encoding
-        ``no_fold`` compiles TargetEncoding as if it had been fitted with ``kfold=1``, over all folds: what a
-        row of no fold gets. None refuses its folds, which depend on the row's position in the batch.
+        ``no_fold`` compiles TargetEncoding as if it had been fitted with ``kfold=1``, with statistics over
+        all folds. None refuses its folds, which depend on the row's position in the batch.
     rows
-        ``keep`` lets ``Filter`` and ``Dropna`` pass every row, since a served row must stay: it goes on as it
-        came. None refuses them, but where they drop events of a session.
+        ``keep`` makes ``Filter`` and ``Dropna`` pass every row unchanged, because a served row can't be
+        dropped. None refuses them, except where they drop events of a session.
     homes
-        Part by raw column, where it is known which table has it.
+        Part by raw column, for columns whose table is known.
 
     Raises
     ------
@@ -251,13 +252,14 @@ def _part_of(workflow: Any, name: str, behind: Behind, homes: Mapping[str, str])
 
 
 def _part_of_session(workflow: Any, tags: frozenset[str], behind: Behind, homes: Mapping[str, str]) -> str:
-    """Return the part of what is made of a session: that of its key, unless tags of its own say otherwise.
+    """Return the part of an output of a session: that of its key, unless its own tags say otherwise.
 
-    A session's list of items, or its latest, is tagged as an item id by those who feed it to a model.
+    An item tag does not count. Users tag a session's list of items, or its last item, as an item id in order
+    to feed it to a model.
     """
     given = frozenset().union(*(tags_of(workflow.input_schema[name]) for name in behind.reads))
     tags_of_keys = frozenset().union(*(tags_of(workflow.input_schema[name]) for name in behind.keys))
-    # In the order of keys and homes, so that several keys are read alike each time.
+    # Sorted, so that the choice among several keys is deterministic.
     at_home = (homes[name] for name in sorted(behind.keys) if name in homes)
     of_key = _tag_part(tags_of_keys) or next(at_home, "context")
     own = _tag_part(tags - given)
@@ -265,7 +267,7 @@ def _part_of_session(workflow: Any, tags: frozenset[str], behind: Behind, homes:
 
 
 def _untagged(workflow: Any, names: list[str]) -> WorkflowError:
-    """Name all columns that no tag and no table puts into a part, and the line that does."""
+    """Return the error that names all columns without a part, and the setting that assigns one."""
     one = len(names) == 1
     tags = sorted(tags_of(workflow.output_schema[names[0]])) if one else []
     has = f" (it has {tags or 'no tags'})" if one else ""
@@ -339,7 +341,7 @@ def compile_workflow(
 
 
 def trace_part(cut: WorkflowParts, part: str | None, observe: Observer | None = None) -> Columns:
-    """Return the columns of a cut workflow, as those that one part reads make them; None is all of it."""
+    """Return the output columns of a cut workflow that can be traced from one part's inputs; None is all."""
     return trace(
         cut.workflow,
         None if part is None else set(cut.input_names(part)),

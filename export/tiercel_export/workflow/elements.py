@@ -1,4 +1,4 @@
-"""Values of a pandas series in the dtype that a feature program computes in: exact, or refused by value."""
+"""Convert a pandas series to the dtype that a feature program computes in, exactly or with an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from ..errors import ExportInputError
 
 
 def elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | None]:
-    """Return a series' values in the dtype of a program's input, and which are real; None is all of them.
+    """Return a series' values in the dtype of a program's input, and which are valid (None if all are).
+
+    Floats have no validity array, because a null is NaN.
 
     Raises
     ------
@@ -42,14 +44,14 @@ def elements(series: pd.Series, column: InputColumn) -> tuple[Array, Array | Non
 
 
 def _ticks(series: pd.Series, column: InputColumn) -> pd.Series:
-    """Return dates and times as whole ticks of the column's unit, rounded down; numbers are ticks already."""
+    """Return dates and times as integer counts of the column's unit, rounded down; numbers pass unchanged."""
     if isinstance(series.dtype, pd.DatetimeTZDtype):
         series = series.dt.tz_convert("UTC").dt.tz_localize(None)
     if series.dtype.kind == "M":
         moments = series.to_numpy()
     elif series.dtype == object and pd.api.types.infer_dtype(series) in ("date", "datetime", "datetime64"):
         values = [None if pd.isna(value) else _in_utc(value) for value in series]
-        # pandas' own nanoseconds where that is what they are: other dates may lie before 1678 or after 2262.
+        # Microseconds unless the values are nanoseconds, which can't hold dates before 1678 or after 2262.
         exact = any(isinstance(value, np.datetime64) for value in values)
         moments = np.array(values, "datetime64[ns]" if exact else "datetime64[us]")
     else:
@@ -75,10 +77,10 @@ def _in_utc(value: Any) -> Any:
 
 
 def _check_unchanged(series: pd.Series, floats: Array, column: InputColumn) -> None:
-    """Refuse integers that are others as floats: two categories would become one."""
+    """Refuse integers that change when cast to float, which would merge two categories."""
     if series.dtype.kind == "f":
         return
-    # Whole numbers up to here are themselves in every float32.
+    # float32 holds all integers below 2**24 exactly.
     doubtful = np.flatnonzero(~(np.abs(floats) < 2.0**24))
     for value, number in zip(series.iloc[doubtful], floats[doubtful].tolist(), strict=True):
         if isinstance(value, (int, np.integer)) and int(number) != value:
@@ -92,7 +94,7 @@ def _whole(series: pd.Series, column: InputColumn) -> Array:
     if column.dtype == "bool":
         return np.asarray(series.to_numpy().astype(np.bool_))
     if series.dtype.kind in "iub":
-        # An extension dtype says its NumPy dtype too.
+        # Integers of any width and extension dtypes become int64, uint64 or bool.
         values = series.to_numpy(dtype=series.dtype.kind + "8" if series.dtype.kind != "b" else np.bool_)
         whole: Array = values.astype(np.int64)
         wide = whole < 0 if values.dtype.kind == "u" else np.zeros(0, np.bool_)

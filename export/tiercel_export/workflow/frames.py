@@ -1,9 +1,9 @@
-"""pandas frames beside compiled programs: into columns, through NVTabular as the oracle, and samples.
+"""pandas frames and compiled programs: convert frames to columns, run NVTabular as the oracle, sample rows.
 
-**The oracle's frame.** NVTabular computes in whatever dtypes a frame happens to have, so equality is
-stated against the frame that a service would build: each column in the dtype of the fit; an integer
-column with a null in the batch is float64 with NaN; strings are ``object`` with None; a list column is
-``object`` with one list per row, or one float32 array where the fit had such arrays.
+**The oracle's form.** NVTabular computes in the dtypes that a frame happens to have, so equality is defined
+against the frame that a service would build. Each column has the dtype of the fit. An integer column with a
+null in the batch is float64 with NaN. Strings are ``object`` with None. A list column is ``object`` with one
+list per row, or with one float32 array per row if the elements are float32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_A_TIME = np.datetime64("NaT")
 
 
 def columns_from_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> dict[str, Column]:
-    """Convert a frame's columns to what a feature program takes.
+    """Convert a frame's columns to the inputs of a feature program.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def columns_from_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> di
     Raises
     ------
     ExportInputError
-        A column is missing or can't be converted, named with the first value at fault.
+        A column is missing or can't be converted; the message names the column and the first bad value.
     """
     missing = [column.name for column in inputs if column.name not in frame.columns]
     if missing:
@@ -69,7 +69,7 @@ def column_from_series(series: pd.Series, column: InputColumn) -> Column:
 
 
 def _lists(rows: list[Any], name: str) -> tuple[list[Any], Array | None]:
-    """Return the rows with an empty list where one is null, and which are none; None if all are lists."""
+    """Return the rows with nulls replaced by empty lists, and which are lists (None if all are)."""
     if set(map(type, rows)) <= {list, tuple, np.ndarray}:
         return rows, None
     row_valid = np.array([_is_sequence(row) for row in rows], np.bool_)
@@ -81,7 +81,7 @@ def _lists(rows: list[Any], name: str) -> tuple[list[Any], Array | None]:
 
 
 def _flattened(rows: list[Any], dtype: str) -> pd.Series:
-    """Return the elements of all rows, end to end, without a loop over them where they are plain numbers."""
+    """Return the concatenated elements of all rows, without a Python loop for plain numbers."""
     if rows and set(map(type, rows)) == {np.ndarray}:
         kinds = {row.dtype for row in rows}
         plain = len(kinds) == 1 and next(iter(kinds)).kind in "iufb" and np.dtype(np.uint64) not in kinds
@@ -92,9 +92,9 @@ def _flattened(rows: list[Any], dtype: str) -> pd.Series:
         try:
             return pd.Series(np.array(flat, np.int64))
         except OverflowError:
-            # The error says which column, elsewhere.
+            # Reported with the column's name by elements().
             pass
-    # object keeps huge integers beside nulls exact, where a plain Series would make them floats.
+    # object keeps large integers beside nulls exact; a plain Series would make them floats.
     floats = dtype.startswith("float") and set(map(type, flat)) <= {float, type(None)}
     return pd.Series(flat, dtype=np.float64 if floats else object)
 
@@ -108,7 +108,7 @@ def _is_null(value: Any) -> bool:
 
 
 class FrameOracle:
-    """NVTabular itself, for one part of a workflow.
+    """NVTabular itself as the oracle for one part of a workflow.
 
     Parameters
     ----------
@@ -119,8 +119,8 @@ class FrameOracle:
     parts
         As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
     known
-        Values of the other part's columns, by turns one a row: an operator may raise on one that the fit
-        has not seen, or where no row joins its table.
+        Valid values for the other part's columns, repeated cyclically over the rows. An operator may raise on
+        a value that the fit has not seen, or if no row matches its table.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class FrameOracle:
         self.inputs = cut.input_names(part)
         asked = frozenset().union(*(cut.asked[name] for name in self.outputs))
         others = [name for name in cut.workflow.input_schema.column_names if name not in asked]
-        # remove_inputs changes the graph in place; the caller's workflow stays whole.
+        # remove_inputs modifies the graph in place; the caller's workflow must stay unchanged.
         self.workflow = copy.deepcopy(cut.workflow)
         _without(self.workflow, others)
         self._whole = copy.deepcopy(cut.workflow)
@@ -147,9 +147,9 @@ class FrameOracle:
                 for op in _target_encodings(workflow).values():
                     op.kfold = 1
         schema = cut.workflow.input_schema
-        # An integer of 8 bits at fit is one in the oracle's frame too, though requests send int64.
+        # Requests send int64, but the oracle's frame keeps the dtype of the fit, such as int8.
         self._dtypes = {name: integer_dtype(schema[name]) for name in self.inputs}
-        # A grouping node asks for every column of the fit's data set; any value will do.
+        # The executor requires every raw column of the fit; any value works for unused ones.
         self._unused = {
             name: pd.Series([any_value(column)])
             for name, column in _asked(self.workflow.output_node).items()
@@ -161,11 +161,11 @@ class FrameOracle:
         }
 
     def answers(self, frame: pd.DataFrame) -> tuple[npt.NDArray[np.int64], pd.DataFrame]:
-        """Return which rows of a frame NVTabular answers, which is all of them, and its answers."""
+        """Return the row numbers that NVTabular answers, which are all of them, and its answers."""
         return np.arange(len(frame)), self(frame)
 
     def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return what ``Workflow.transform`` gives for the part's outputs, row for row."""
+        """Return the part's outputs from ``Workflow.transform``, row for row."""
         given = frame[self.inputs].reset_index(drop=True)
         for name, dtype in self._dtypes.items():
             if dtype is not None and given[name].dtype.kind == "i":
@@ -174,14 +174,14 @@ class FrameOracle:
         try:
             transformed: pd.DataFrame = self._whole.transform(_with_values(given, self._others))
         except Exception:
-            # An operator of another part may raise on any value. Not the first choice: graphs of some shapes
-            # do not run any more once remove_inputs was there, or give raw values (a group of joint columns).
+            # An operator of another part may raise on any value. This is only the fallback, because some
+            # graphs fail after remove_inputs, or return raw values (a group of jointly encoded columns).
             transformed = self.workflow.transform(given)
         return transformed[self.outputs]
 
 
 def _with_values(frame: pd.DataFrame, values: Mapping[str, pd.Series]) -> pd.DataFrame:
-    """Return the frame with further columns, whose values come by turns."""
+    """Return the frame with further columns, whose values repeat cyclically."""
     rows = np.arange(len(frame))
     return frame.assign(
         **{name: few.take(rows % len(few)).reset_index(drop=True) for name, few in values.items()}
@@ -189,7 +189,7 @@ def _with_values(frame: pd.DataFrame, values: Mapping[str, pd.Series]) -> pd.Dat
 
 
 def _without(workflow: Any, others: list[str]) -> None:
-    """Remove input columns; what remains of TargetEncoding keeps its own names."""
+    """Remove input columns in place; the remaining outputs of TargetEncoding keep their names."""
     before = {node: node.input_columns.resolve(node.input_schema) for node in _target_encodings(workflow)}
     if others:
         workflow.remove_inputs(others)
@@ -199,7 +199,7 @@ def _without(workflow: Any, others: list[str]) -> None:
 
 
 def _without_inside(output_node: Any) -> None:
-    """Tell the operators that hold columns of their own which of them are left."""
+    """Update the operators that store column names, in place, after columns were removed."""
     from merlin.dag.node import iter_nodes
 
     for node in list(iter_nodes([output_node])):
@@ -214,7 +214,7 @@ def _without_inside(output_node: Any) -> None:
 
 
 def _target_encodings(workflow: Any) -> dict[Any, Any]:
-    """Return the operators that encode targets, by node."""
+    """Return node → operator for the TargetEncodings of a workflow."""
     from merlin.dag.node import iter_nodes
 
     nodes = iter_nodes([workflow.output_node], flatten_subgraphs=True)
@@ -234,7 +234,7 @@ def _asked(output_node: Any) -> dict[str, Any]:
 
 
 def keep_rows(workflow: Any, rows: str | None) -> None:
-    """Let operators that drop rows pass all of them, where the caller chose so; events are dropped."""
+    """Make operators that drop rows pass all rows, in place, unless ``rows`` is None or they drop events."""
     if rows is None:
         return
     from merlin.dag.node import iter_nodes
@@ -255,13 +255,13 @@ def _as_it_is(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def integer_dtype(schema: Any) -> str | None:
-    """Return the dtype of a scalar column of integers."""
+    """Return the dtype of a scalar integer column, else None."""
     name = str(schema.dtype.name)
     return name if name in INTEGER_DTYPES and not schema.is_list else None
 
 
 def any_value(schema: Any) -> Any:
-    """Return some value of a column's type."""
+    """Return an arbitrary value of a column's type."""
     if str(schema.dtype.name).startswith("datetime64"):
         return pd.Timestamp(0)
     value: Any = "" if schema.dtype.name in ("object", "str", "string") else 0
@@ -269,17 +269,17 @@ def any_value(schema: Any) -> Any:
 
 
 def frame_oracle(workflow: Any, part: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return what NVTabular gives for one part; keep a :class:`FrameOracle` to ask more than once."""
+    """Return NVTabular's outputs for one part; reuse a :class:`FrameOracle` to call it more than once."""
     return FrameOracle(workflow, part)(frame)
 
 
 def oracle_frame(frame: pd.DataFrame, inputs: Sequence[InputColumn]) -> pd.DataFrame:
-    """Return the frame in the oracle's form: see the module's text.
+    """Return the frame in the oracle's form, which the module's docstring defines.
 
     Parameters
     ----------
     frame
-        Has a column for each input; nullable and object columns of numbers are fine.
+        Has a column for each input; nullable and object columns of numbers are accepted.
     inputs
         The program's inputs.
     """
@@ -315,7 +315,7 @@ def _objects(rows: list[Any]) -> pd.Series:
 
 
 def golden_rows(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int = 16) -> pd.DataFrame:
-    """Return rows worth keeping as golden vectors: the first ones, and one with a null in every column.
+    """Return rows to keep as golden vectors: evenly spaced real ones, and one with a null in every column.
 
     Parameters
     ----------
@@ -328,8 +328,8 @@ def golden_rows(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int = 
 
     Returns
     -------
-    ``min(rows, len(frame)) + 1`` rows of objects, for :func:`oracle_frame`: beside a null it makes floats of
-    integers. The last row's lists are empty and its scalars null.
+    ``min(rows, len(frame)) + 1`` rows of dtype ``object``, for :func:`oracle_frame`, which makes the integers
+    beside a null floats. The last row's lists are empty and its scalars null.
     """
     picked = np.unique(np.linspace(0, max(len(frame) - 1, 0), min(rows, len(frame))).astype(np.int64))
     real = frame[[column.name for column in inputs]].iloc[picked].astype(object)
@@ -340,15 +340,15 @@ def golden_rows(frame: pd.DataFrame, inputs: Sequence[InputColumn], rows: int = 
 
 
 def oracle_columns(frame: pd.DataFrame, outputs: Sequence[OutputColumn]) -> dict[str, Column]:
-    """Convert what NVTabular gave into columns, without changing a bit.
+    """Convert NVTabular's output into columns, bit for bit.
 
     Parameters
     ----------
     frame
         The transformed rows.
     outputs
-        The compiled program's outputs. Their dtypes matter only where pandas had to make floats of
-        integers with nulls.
+        The compiled program's outputs. Their dtypes matter only where pandas had to turn integers with nulls
+        into floats, and for empty lists.
     """
     columns = {}
     for output in outputs:
@@ -381,7 +381,7 @@ def _values(series: pd.Series, output: OutputColumn) -> tuple[Array, Array | Non
     if values.dtype.kind == "M":
         return values.astype(np.int64), ~null if null.any() else None
     if values.dtype.kind == "f" and np.dtype(output.dtype).kind in "iub":
-        # A null of the batch made floats of its integers, and was filled.
+        # A null in the batch, filled later, had turned its integers into floats.
         whole = values.astype(output.dtype)
         return (whole if (whole == values).all() else values), None
     return values, None

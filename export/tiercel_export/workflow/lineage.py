@@ -1,4 +1,4 @@
-"""What is behind each output of a workflow: raw columns and tags, from the graph alone."""
+"""The lineage of each output of a workflow: raw columns and tags, from the graph alone."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from ..lowering.table import TABLE, key_of
 
 @dataclass(frozen=True)
 class Behind:
-    """What is behind one output column.
+    """The lineage of one output column.
 
     Parameters
     ----------
     reads
         The raw columns that it is computed from, row by row.
     asks
-        Those that NVTabular wants in the frame, such as the target of a statistic, which it does not read.
+        The raw columns that NVTabular needs in the frame, including those it does not read, such as the
+        target of a statistic.
     lent
-        The tags that it has from columns that it does not read.
+        Tags that it inherited from columns that it does not read.
     lost
-        The tags that it has not, though the columns that it reads have them: those of a statistic's keys.
+        Tags of columns that it reads but did not inherit, which are those of a statistic's keys.
     events
-        Those of ``reads`` that have a value for each event of a session, which became one row.
+        The columns of ``reads`` that have one value per event of a session, aggregated into one row.
     keys
-        The raw columns behind the keys of such sessions.
+        The raw columns that the keys of such sessions are computed from.
     """
 
     reads: frozenset[str] = frozenset()
@@ -39,9 +40,9 @@ class Behind:
 
 
 def lineage_of(workflow: Any) -> dict[str, Behind]:
-    """Return what is behind each output.
+    """Return the lineage of each output.
 
-    No fitted state is read, so that this is quick for any workflow.
+    This reads no fitted state, so it is fast for any workflow.
     """
     raw = {name: Behind(frozenset([name]), frozenset([name])) for name in workflow.input_schema.column_names}
     return _lineage(workflow.output_node, raw)
@@ -77,7 +78,7 @@ def _lineage(output_node: Any, raw: Mapping[str, Behind]) -> dict[str, Behind]:
 
 
 def _before_groups(output_node: Any) -> set[int]:
-    """Return the nodes (by ``id``) from which an operator makes rows of events."""
+    """Return the ``id`` of each node before an operator that groups events into rows."""
     found: set[int] = set()
 
     def visit(node: Any, before: bool) -> None:
@@ -95,13 +96,13 @@ def _before_groups(output_node: Any) -> set[int]:
 
 
 def _behind(node: Any, above: Mapping[str, Behind], events: bool) -> dict[str, Behind]:
-    """Return what is behind each output of an operator, given that of its input and whether it is events."""
+    """Return the lineage of each output of a node; ``events`` says whether its rows are events."""
     selector = node.input_columns.resolve(node.input_schema)
     mapping = _mapping(node.op, selector)
     entry = TABLE.get(key_of(node.op))
     asks = entry.asks(node.op) if entry is not None and entry.asks is not None else []
     group_keys = entry.keys(node.op) if entry is not None and entry.keys is not None else []
-    # The keys of a statistic are no part of it; what a session's columns are ordered by are columns like it.
+    # A statistic does not inherit the tags of its keys; a session's sort columns are ordinary inputs.
     keyed = entry is not None and entry.reads is not None and not (entry.drops_rows or group_keys)
     keys = union(above.get(key, Behind()).reads for key in group_keys)
     tags = {column.name: tags_of(column) for column in node.input_schema}
@@ -128,14 +129,14 @@ def _behind(node: Any, above: Mapping[str, Behind], events: bool) -> dict[str, B
 
 
 def union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
-    """Return what is in one of some sets."""
+    """Return the union of the sets."""
     return frozenset().union(*sets)
 
 
 def columns_read(op: Any, selector: Any, events: bool) -> Mapping[str, list[str]]:
     """Return the columns that each output of an operator is computed from, row by row.
 
-    An operator that drops rows leaves each as it is, unless they are the events of a session.
+    An operator that drops rows leaves each column unchanged, unless the rows are events of a session.
     """
     entry = TABLE.get(key_of(op))
     if entry is None or entry.reads is None or (entry.drops_rows and not events):
@@ -144,7 +145,7 @@ def columns_read(op: Any, selector: Any, events: bool) -> Mapping[str, list[str]
 
 
 def _mapping(op: Any, selector: Any) -> Mapping[str, list[str]]:
-    """Return NVTabular's own account of which columns an operator makes of which."""
+    """Return NVTabular's own mapping from an operator's output columns to the columns they come from."""
     try:
         mapping: Mapping[str, list[str]] = op.column_mapping(selector)
     except Exception as error:

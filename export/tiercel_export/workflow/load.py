@@ -16,8 +16,8 @@ def load_workflow(workflow: Any) -> Any:
     Raises
     ------
     WorkflowError
-        The folder is missing, unreadable or not a saved workflow; another NVTabular, pandas or Python wrote
-        it; or it was never fitted. Names the file, what was found and what was expected.
+        The folder is missing, unreadable or not a saved workflow; another version of NVTabular, pandas or
+        Python wrote it; or the workflow was never fitted.
     """
     place = ""
     if isinstance(workflow, (str, Path)):
@@ -52,10 +52,10 @@ def _read_saved(path: Path) -> Any:
 
 
 def _check_versions(file: Path) -> None:
-    """Compare what wrote a saved workflow with what runs here, before anything is unpickled.
+    """Check the versions that wrote a saved workflow against those that run here, before unpickling it.
 
-    As NVTabular does, by the first two numbers of each version; where it warns, this raises, for a pickle of
-    another version may load and compute something else.
+    Like NVTabular, it compares the first two numbers of each version. NVTabular warns about a mismatch, but
+    this raises, because a pickle of another version may load and compute something else.
     """
     import nvtabular
     import pandas as pd

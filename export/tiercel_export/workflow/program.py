@@ -1,7 +1,7 @@
 """The optimiser: from column expressions to a short list of vectorised steps.
 
-Columns that share their whole operator chain, from the input to every use, become the rows of one
-register and run as one step each. Columns that nothing served needs never appear. Dense integer
+Columns with the same chain of operators, from the input to every use, become the rows of one register, and
+each operator runs as one step. Columns that no served output needs are left out. The dense integer
 vocabularies of one step become one table.
 """
 
@@ -33,17 +33,18 @@ class Output:
 
 Group: TypeAlias = list[Expression]
 
-#: The steps that pick rows of their register themselves: columns of one fitted table have one row number.
+#: The steps that select rows of their input register themselves, because the columns of one fitted table
+#: share one row number.
 PICKING = ("gather", "gather_text", "gather_list")
 
-#: The steps that work on several text columns at once.
+#: The steps that process several text columns at once.
 FUSED_TEXT = ("load", "fill_text", "encode_text")
 
 
 def schedule(
     part: str, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Output]
 ) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Group the expressions behind the outputs into steps.
+    """Group the expressions that the outputs need into steps.
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ def schedule(
 
 
 def _groups(outputs: Sequence[Expression]) -> list[Group]:
-    """Return the distinct expressions in groups that run as one step, sources before what needs them."""
+    """Return the distinct expressions in groups that run as one step each, in topological order."""
     live: dict[Expression, None] = {}
     users: dict[Expression, list[Expression]] = {}
 
@@ -117,17 +118,17 @@ def _groups(outputs: Sequence[Expression]) -> list[Group]:
 
 
 def _step_key(expression: Expression) -> tuple[Any, ...]:
-    """Return what columns of one step have in common; for text also how wide the vocabulary's keys are."""
+    """Return what columns of one step must share; for text this includes the width of vocabulary keys."""
     if expression.op != "encode_text":
         return expression.op, expression.shared
     return expression.op, expression.shared, word_count(dict(expression.own)["vocabulary"].keys)
 
 
 def _is_fused(expression: Expression, is_output: bool, users: Sequence[Expression]) -> bool:
-    """Tell whether a column may share its step with others that are like it.
+    """Return whether a column may share its step with similar columns.
 
-    Lists have lengths of their own, and steps of several sources stand by themselves. Text is fused on its
-    way into vocabularies: only there is it cheaper to have it in one piece.
+    Lists differ in length, and a step with several sources holds one column. Text is fused only on its way
+    into vocabularies, where processing several columns at once is cheaper.
     """
     if expression.is_ragged or len(expression.sources) > 1:
         return False
@@ -137,7 +138,7 @@ def _is_fused(expression: Expression, is_output: bool, users: Sequence[Expressio
 
 
 class _Emitter:
-    """Writes one step for each group and remembers where each expression lies."""
+    """Writes one step for each group and records the register and row of each expression."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
@@ -165,7 +166,7 @@ class _Emitter:
         self.place.update({expression: (number, row) for row, expression in enumerate(group)})
 
     def _register(self, sources: Group) -> int:
-        """Return a register with exactly these rows, after a step that takes them if need be."""
+        """Return a register with exactly these rows, adding a step that selects them if necessary."""
         places = [self.place[source] for source in sources]
         numbers = {number for number, _ in places}
         assert len(numbers) == 1, "columns of one step come from one register"
@@ -177,7 +178,7 @@ class _Emitter:
 
 
 def _keep_packed(steps: Sequence[dict[str, Any]], outputs: Collection[int]) -> None:
-    """Let loads leave packed text as it is where nothing but vocabularies reads it."""
+    """Mark loads of text that only vocabulary lookups read, so that they keep it packed."""
     readers: dict[int, set[str]] = {number: {"output"} for number in outputs}
     for step in steps:
         source = step.get("in", [])
@@ -253,7 +254,7 @@ def _ids(group: Group) -> dict[str, Array]:
 
 
 def _distinct_tables(group: Group) -> tuple[list[Table], list[int]]:
-    """Return the tables of the columns' vocabularies, each once, and which one each column has."""
+    """Return the distinct lookup tables of the columns, and the index of each column's table."""
     number: dict[tuple[Any, int], int] = {}
     tables: list[Table] = []
     which: list[int] = []
@@ -318,7 +319,7 @@ def _zone_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
 
 
 def _value_arrays(group: Group, step: dict[str, Any]) -> dict[str, Array]:
-    """Return the constants of columns that compute with one; a column that computes with another has none."""
+    """Return the constant operands of the columns; a step on two columns has none."""
     if "value" not in dict(group[0].own):
         return {}
     return {"value": _column_vector(_own(group, "value"), step["compute"])}
@@ -333,7 +334,7 @@ def _texts(values: Array) -> dict[str, Array]:
     return {"offsets": strings.offsets, "blob": strings.blob}
 
 
-#: What each step keeps in arrays.
+#: Step → what makes its arrays. It may also change the step's JSON.
 ARRAYS: Mapping[str, Callable[[Group, dict[str, Any]], dict[str, Array]]] = {
     "load": _no_arrays,
     "load_list": _no_arrays,

@@ -1,7 +1,7 @@
-"""NVTabular as the oracle of a part whose rows are sessions: each row's events become rows of one frame.
+"""NVTabular as the oracle for a part whose rows are sessions: each row's events become rows of one frame.
 
-NVTabular gives a row back for each key that is left, in the order of the keys. Rows are asked for in batches
-whose keys differ; a row whose session has no events, before or after a filter, has no answer.
+NVTabular returns one row for each remaining key, in the order of the keys, so rows are sent in batches of
+distinct keys. A row whose session has no events, before or after a filter, has no answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .trace import raw_column
 
 @dataclass(frozen=True)
 class _Maker:
-    """A node that makes some of a part's outputs.
+    """A node that computes some of a part's outputs.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class _Maker:
     outputs
         The outputs that are taken from it.
     groups
-        The nodes before it that make rows of events, if there are any.
+        The nodes up to and including it that group events into rows.
     """
 
     node: Any
@@ -44,7 +44,7 @@ class _Maker:
 
 
 class SessionOracle:
-    """NVTabular itself, for a part of a workflow whose rows are sessions.
+    """NVTabular itself as the oracle for a part of a workflow whose rows are sessions.
 
     Parameters
     ----------
@@ -67,12 +67,12 @@ class SessionOracle:
         keep_rows(workflow, cut.rows)
 
     def answers(self, frame: pd.DataFrame) -> tuple[npt.NDArray[np.int64], pd.DataFrame]:
-        """Return which rows of a frame NVTabular answers, and its answers for these.
+        """Return the row numbers that NVTabular answers, and its answers for these rows.
 
         Parameters
         ----------
         frame
-            In the oracle's form, with a list for each column of events.
+            In the oracle's form (see :mod:`.frames`), with a list in each row of an event column.
         """
         rows, parts = [], []
         for batch in self._batches(frame):
@@ -87,7 +87,7 @@ class SessionOracle:
         return np.concatenate(rows)[order], made[self.outputs]
 
     def _batches(self, frame: pd.DataFrame) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield rows whose keys differ."""
+        """Yield row numbers in batches of distinct keys, without rows whose key is null."""
         known = np.arange(len(frame))
         turn = np.zeros(len(frame), np.int64)
         if self._key in frame:
@@ -111,7 +111,7 @@ class SessionOracle:
             if not len(grouped):
                 return np.zeros(0, np.int64), pd.DataFrame(columns=self.outputs)
             values = of_events.transform(events, [maker.node])
-            # The keys are raw ones, and differ; pandas puts their groups in order.
+            # Keys are raw and distinct; pandas sorts the groups by key.
             left = np.flatnonzero(keys.isin(grouped[self._key]).to_numpy())
             values.index = pd.Index(left[np.argsort(keys.iloc[left].to_numpy(), kind="stable")])
             made |= {name: values[name] for name in maker.outputs}
@@ -124,7 +124,7 @@ class SessionOracle:
         return answered.to_numpy(np.int64), pd.DataFrame({name: made[name].loc[answered] for name in made})
 
     def _whole(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the frame in the dtypes of the fit, with some value in every column that it lacks."""
+        """Return the frame in the dtypes of the fit, with placeholder values in missing columns."""
         columns = {}
         for schema in self._schema:
             if schema.name in frame:
@@ -138,9 +138,9 @@ class SessionOracle:
 
 
 def _executor() -> Any:
-    """Return NVTabular's executor for one frame; it runs each node once.
+    """Return a variant of NVTabular's executor, for one frame, that runs each node once.
 
-    A frame that a filter left empty stays empty, where NVTabular itself takes the raw columns instead.
+    A frame that a filter left empty stays empty; NVTabular's own would use the raw columns instead.
     """
     from merlin.dag.executors import LocalExecutor
 
@@ -152,7 +152,7 @@ def _executor() -> Any:
         def _execute_node(self, node: Any, transformable: Any, *how: Any, **more: Any) -> pd.DataFrame:
             if id(node) not in self._done:
                 self._done[id(node)] = super()._execute_node(node, transformable, *how, **more)
-            # An operator may change what it is given.
+            # An operator may modify its input frame.
             return self._done[id(node)].copy()
 
         def _run_upstream_transforms(
@@ -174,10 +174,11 @@ def _only_key(cut: WorkflowParts) -> str:
 
 
 def _repair(node: Any) -> None:
-    """Let a node that makes rows of events treat each session by itself.
+    """Make a node that groups events handle each session correctly.
 
-    pandas sorts by one column in no stable way, but by two in one. NVTabular takes the key from the raw
-    frame, though a filter has dropped some of its rows, and puts what is left beside keys of other rows.
+    pandas' sort is unstable for one column but stable for two, so a single sort column is doubled. NVTabular
+    takes the key from the raw frame; if a filter has dropped rows, the rest are paired with keys of other
+    rows, so the dependency is removed.
     """
     from merlin.dag.node import iter_nodes
 
@@ -196,14 +197,14 @@ def _keys_of(node: Any) -> list[str]:
 
 
 def _makers(node: Any, wanted: Sequence[str]) -> Iterator[_Maker]:
-    """Yield the nodes that make the wanted columns: NVTabular joins frames of other lengths as they are."""
+    """Yield the nodes that compute the wanted columns; NVTabular concatenates frames of unequal length."""
     from merlin.dag.node import iter_nodes
 
     if key_of(node.op) != "merlin.ConcatColumns":
         yield _Maker(node, wanted, [one for one in iter_nodes([node]) if _keys_of(one)])
         return
     left = list(wanted)
-    # Of columns of one name the later counts.
+    # Where parents share a column name, the later one wins.
     for parent in reversed(node.parents_with_dependencies):
         own = [name for name in left if name in parent.output_schema.column_names]
         left = [name for name in left if name not in own]
@@ -219,14 +220,14 @@ def _made_keys(schema: Any, rows: int) -> pd.Series:
 
 
 def _input_of(workflow: Any, name: str) -> InputColumn:
-    """Return a raw column of events as one of a frame that has a row for each."""
+    """Return the input column of a raw event column, for a frame with one row per event."""
     column = raw_column(workflow, name)
     dtype, unit = "bool" if column.dtype == "bool" else column.physical, column.time_unit
     return InputColumn(name, dtype, False, "user", unit=unit, is_date=unit is not None)
 
 
 def _exploded(frame: pd.DataFrame, events: Sequence[str]) -> tuple[npt.NDArray[np.int64], pd.DataFrame]:
-    """Return how many events each row has, and a frame of all of them, end to end."""
+    """Return the number of events of each row, and a frame with one row per event, concatenated."""
     lengths = np.zeros(len(frame), np.int64)
     for name in events:
         if name in frame:
@@ -247,5 +248,5 @@ def _exploded(frame: pd.DataFrame, events: Sequence[str]) -> tuple[npt.NDArray[n
 def oracle_of(
     cut: WorkflowParts, part: str, known: Mapping[str, pd.Series] | None = None
 ) -> FrameOracle | SessionOracle:
-    """Return NVTabular itself for a part of a workflow; ``known`` is as for :class:`FrameOracle`."""
+    """Return the oracle for a part of a workflow; ``known`` is as for :class:`FrameOracle`."""
     return SessionOracle(cut, part) if cut.event_names(part) else FrameOracle(cut, part, known=known)

@@ -1,6 +1,7 @@
-"""Walking a fitted workflow as NVTabular's executor does, with typed expressions in place of a data frame.
+"""Trace a fitted workflow as NVTabular's executor runs it, with typed expressions in place of a data frame.
 
-What can't be compiled stops no walk: its columns carry the error, which counts only if they are served.
+An operator that can't be compiled does not stop the trace. Its columns carry the error, which is raised only
+if they are served.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ..lowering.refused import ANYTHING
 from ..lowering.table import DROPS_ROWS, TABLE, Entry, key_of
 from .lineage import columns_read, lineage_of, union
 
-#: What a raw column is, by name; None for one that isn't there or isn't needed.
+#: Name of a raw column → its expression; None if there is no such column or it isn't needed.
 Root: TypeAlias = Callable[[str], Expression | None]
 #: Called as ``observe(node, given, made)`` after each node, with the columns that it read and made.
 Observer: TypeAlias = Callable[[Any, Columns, Columns], None]
@@ -54,25 +55,25 @@ def trace(
     workflow
         A fitted workflow.
     needed
-        Raw columns to begin with; None is all. What is computed from other columns is left out.
+        Raw columns to start from; None is all. Columns that need any other raw column are left out.
     target_encoding, rows
         As for :func:`~tiercel_export.workflow.cut.cut_workflow`.
     events
-        Raw columns of which a row holds a list, one value for each event of its session; None is all that
-        some output aggregates.
+        Raw columns whose rows are lists with one value for each event of a session; None is all that some
+        output aggregates.
     observe
-        Told of every node, those of nested graphs included.
+        Called for every node, including those of nested graphs.
 
     Returns
     -------
-    Expression by output name. One whose ``op`` is ``refused`` carries the error of the operator that
-    can't be compiled: it matters only if the column is served.
+    Expression by output name. One whose ``op`` is ``refused`` carries the error of the operator that can't be
+    compiled, which matters only if the column is served.
     """
     given = set(workflow.input_schema.column_names)
     behind = lineage_of(workflow).values()
     if events is None:
         events = union(of.events for of in behind)
-    # Without its key it can't be told whether a session's columns belong together.
+    # The keys are needed to tell whether the columns of a session belong together.
     keys = union(of.keys for of in behind)
     wanted = given if needed is None else given & (needed | keys)
     session = [name for name in workflow.input_schema.column_names if name in events]
@@ -94,7 +95,7 @@ def trace(
 
 
 class _Tracer:
-    """Walks one graph; a nested graph has a tracer of its own, whose raw columns are its node's input."""
+    """Traces one graph. A nested graph has its own tracer, whose raw columns are its node's input."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class _Tracer:
         self._done: dict[int, Columns] = {}
 
     def run(self, node: Any) -> Columns:
-        """Return what the node makes, column by column."""
+        """Return the columns of the node's output frame."""
         if id(node) not in self._done:
             given = self._gather(node)
             self._done[id(node)] = made = self._transform(node, given)
@@ -121,7 +122,7 @@ class _Tracer:
         return self._done[id(node)]
 
     def _gather(self, node: Any) -> Columns:
-        """Join what the node's parents make; of a name that occurs twice the later counts."""
+        """Merge the columns of the node's parents; where a name occurs twice, the later parent wins."""
         columns: Columns = {}
         for parent in node.parents_with_dependencies:
             made = self.run(parent)
@@ -135,7 +136,7 @@ class _Tracer:
         return columns | self._keys(node)
 
     def _keys(self, node: Any) -> Columns:
-        """Return the keys of sessions as the node's frame has them: NVTabular takes raw ones."""
+        """Return the session keys as the node's parents have them; its dependencies are the raw ones."""
         entry = None if node.op is None else TABLE.get(key_of(node.op))
         if entry is None or entry.keys is None:
             return {}
@@ -165,7 +166,7 @@ class _Tracer:
         if dropping:
             refusal = DROPS_ROWS, entry.remedy
         if refusal is None and entry.lower is not None:
-            # The nodes of a nested graph are stopped one by one.
+            # Within a nested graph, each node blocks its own columns.
             free = names if node.op.is_subgraph else [name for name in names if name not in blocked]
             made = _lower(entry.lower, node.op, free, columns, where)
             if node.op.is_subgraph:
@@ -191,14 +192,14 @@ class _Tracer:
         return {name: _of_one_axis(column, name, where) for name, column in made.items()}
 
     def _nested(self, graph: Any, columns: Columns) -> Columns:
-        """Return what a nested graph makes of its node's input frame."""
+        """Return the output columns of a nested graph for its node's input frame."""
         tracer = _Tracer(columns.get, self._target_encoding, self._rows, self._shared, self._observe)
         made = tracer.run(graph.output_node)
         return {name: made[name] for name in graph.output_schema.column_names if name in made}
 
 
 def shared_files(workflow: Any) -> dict[str, str]:
-    """Return the files in which more than one operator, or group of columns, keeps what its fit learnt."""
+    """Return the state files that several operators or groups of columns write to, with their owners."""
     from merlin.dag.node import iter_nodes
 
     owners: dict[str, list[str]] = {}
@@ -211,12 +212,12 @@ def shared_files(workflow: Any) -> dict[str, str]:
 
 
 def _hold_events(columns: Columns) -> bool:
-    """Tell whether a frame's rows are the events of sessions."""
+    """Return whether a frame's rows are the events of sessions."""
     return any(column.axis is not None for column in columns.values())
 
 
 def _of_one_axis(column: Expression, name: str, where: Where) -> Expression:
-    """Return a column, or what stands for one that takes a session's events together with something else."""
+    """Return the column, or a refused one if it mixes a session's events with anything else."""
     if column.op == REFUSED:
         return column
     if column.mixed:
@@ -228,7 +229,7 @@ def _of_one_axis(column: Expression, name: str, where: Where) -> Expression:
     return refused_column(column, where.refuse(name, reason, "Compute it in the data before the fit"))
 
 
-#: What stands in the table for an operator that it doesn't have.
+#: The entry for an operator that the table does not contain.
 FOREIGN = Entry(
     "refused",
     note="it is not an operator of NVTabular 23.08",
@@ -237,8 +238,8 @@ FOREIGN = Entry(
 
 
 def _why_refused(op: Any, entry: Entry) -> tuple[str, str] | None:
-    """Return the reason and remedy of an operator whose own state stops it."""
-    # Fitted under a Dask client, a nested graph lacks the flag: its operators are asked, one by one.
+    """Return the reason and remedy if the operator was never fitted, else None."""
+    # A subgraph fitted under a Dask client lacks the flag, so its operators are checked instead.
     if entry.lower is None or op.is_subgraph or getattr(op, "fitted", True):
         return None
     return "it was never fitted", "Call fit() of the workflow on the training data first"
@@ -249,16 +250,16 @@ def _known(columns: Columns) -> Columns:
 
 
 def _overwritten(by: Expression, name: str) -> Expression:
-    """Return what stands for a column that an operator's frame may have under the same name."""
+    """Return the placeholder for a column that an operator of unknown outputs may overwrite."""
     error: UnsupportedOperator = dict(by.own)["error"]
     reason = f"{error.reason}, and may return a column of that name, too, over the one that is there"
     return unreadable_column(name, UnsupportedOperator(error.operator, name, reason, error.remedy))
 
 
 def _lower(lower: Lowering, op: Any, names: list[str], columns: Columns, where: Where) -> Columns:
-    """Lower an operator; what it can't do for one column or group of columns stops that one alone."""
+    """Lower an operator; a refusal for one column or group of columns blocks only that one."""
     if not names:
-        # Nothing to compute, but what else lies in its frame may pass on, and overwrite others.
+        # Nothing to compute, but other columns of the frame may pass through and overwrite some.
         return lower(op, [], columns, replace(where, selector=_Present(where.selector, set())))
     try:
         return lower(op, names, columns, where)
@@ -279,14 +280,14 @@ def _lower(lower: Lowering, op: Any, names: list[str], columns: Columns, where: 
 
 
 def _units(selector: Any, names: list[str]) -> list[list[str]]:
-    """Return the names in the groups that an operator takes together: subgroups, and the rest one by one."""
+    """Return the names in the units that are lowered together: subgroups, then single columns."""
     groups = [[name for name in group.names if name in names] for group in selector.subgroups]
     grouped = {name for group in groups for name in group}
     return [group for group in groups if group] + [[name] for name in names if name not in grouped]
 
 
 class _Present:
-    """A column selector without the columns of other parts, and without groups that lack one of them."""
+    """A column selector reduced to the columns that are present, without groups that lack one."""
 
     def __init__(self, selector: Any, present: set[str]) -> None:
         self.names: list[str] = [name for name in selector.names if name in present]
@@ -309,12 +310,12 @@ def _event_column(workflow: Any, name: str, session: Collection[str]) -> Express
 
 
 def raw_column(workflow: Any, name: str) -> Expression:
-    """Return a raw column with the type that the schema of the fit gives it.
+    """Return the expression of a raw column, with its type in the schema of the fit.
 
     Raises
     ------
     WorkflowError
-        No request can carry its dtype, or the schema does not know it.
+        No request can carry its dtype, or the dtype is unknown.
     """
     schema = workflow.input_schema[name]
     is_list = bool(schema.is_list)
@@ -337,9 +338,9 @@ def raw_column(workflow: Any, name: str) -> Expression:
 
 
 def _dtype_by_vocabulary(workflow: Any, name: str) -> np.dtype[Any]:
-    """Return the dtype of a column that the schema does not know (its first row was an empty list).
+    """Return a column's dtype from the vocabulary that encodes it, where the schema lacks it.
 
-    The vocabulary that encodes it tells.
+    The schema lacks it if the first row at fit was an empty list.
     """
     from merlin.dag.node import iter_nodes
 

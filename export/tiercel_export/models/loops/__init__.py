@@ -1,1 +1,1 @@
-"""An ONNX graph → the list of loops that :mod:`tiercel_serving.engines.loops` runs for one user."""
+"""ONNX graph → the list of loops that :mod:`tiercel_serving.engines.loops` runs for one user."""

@@ -1,7 +1,7 @@
-"""From an ONNX graph to loops: one operator after the other, for a batch of one user.
+"""From an ONNX graph to loops, operator by operator, for a batch of one user.
 
-Users are independent of each other, so what a graph computes for a batch of one is what it computes for each
-user of any batch. All shapes are then known, and whatever only moves elements is a view.
+Users are independent, so a graph gives each user of any batch the result of a batch of one. With a batch of
+one, all shapes are known, and most operators that only move elements become views.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .lowering import Lowering
 from .operators import OPERATORS
 from .values import Refused, Value, dense_steps
 
-#: Operator sets whose operators these loops know.
+#: Range of the opsets whose operators the loops implement.
 OLDEST_OPSET, NEWEST_OPSET = 13, 22
 
-#: Weights beside the tables that rows are gathered from, all weights, multiplications of matrices for one
-#: user, and numbers between loops, at most: of larger models it is not the operators that cost. ONNX Runtime
-#: reads weights once for all users of a batch: loops took 3.7 times as long for eight users of a tower with
-#: 246,000, and 1.25 times for a ranker of 23 million multiplications.
+#: Limits: weights outside of embedding tables, all weights, multiplications in matrix products for one user,
+#: and numbers of work space. In larger models, operator overhead no longer dominates, and ONNX Runtime reads
+#: weights once for all users of a batch. Loops took 3.7 times as long as ONNX Runtime for eight users of a
+#: tower with 246,000 weights, and 1.25 times as long for a ranker with 23 million multiplications.
 DENSE, ALL, MULTIPLICATIONS, WORK_SPACE = 1 << 16, 1 << 24, 1 << 23, 1 << 20
 
 
 def lower(file: Path) -> str:
-    """Write an ONNX file with one output as loops beside it, and return why not, or nothing."""
+    """Write an ONNX file with one output as loops beside it; return why not, or '' if it was written."""
     model = onnx.load(str(file), load_external_data=False)
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
@@ -69,7 +69,7 @@ def lower(file: Path) -> str:
 
 
 def _add(lowering: Lowering, node: onnx.NodeProto) -> None:
-    """Write a node; one that reads constants alone is computed now."""
+    """Lower a node; one that reads only constants is computed now."""
     if node.op_type == "Shape" and node.input[0] in lowering.values:
         lowering.constants[node.output[0]] = np.array(lowering.values[node.input[0]].shape, np.int64)[
             _attributes(node).get("start", 0) : _attributes(node).get("end")

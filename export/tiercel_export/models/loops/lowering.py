@@ -1,4 +1,4 @@
-"""A graph while it becomes loops: what is known of each name."""
+"""The state of lowering a graph to loops: the constant or value of each name."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .values import Refused, Value, Writer
 
 
 class Lowering:
-    """A graph while it becomes loops.
+    """The state of lowering a graph to loops.
 
     Attributes
     ----------
     writer : Writer
-        What is written.
+        The list of loops.
     constants : dict
-        Name → what is known without any input.
+        Name → array that depends on no input.
     values : dict
-        Name → what is computed, or comes.
+        Name → view of an input or of a computed array.
     dense : int
-        The weights that are read for every user, rows of tables aside.
+        The number of weights that are read for every user, excluding rows of embedding tables.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -38,7 +38,7 @@ class Lowering:
         self.dense = 0
 
     def value(self, name: str, room: int = 0) -> Value:
-        """Return what has a name, a weight with ``room`` behind each row."""
+        """Return the view of a name; a constant is stored with ``room`` padding after each row."""
         if name not in self.constants:
             return self.values[name]
         if (name, room) not in self._kept:
@@ -46,16 +46,16 @@ class Lowering:
         return self._kept[name, room]
 
     def floats(self, name: str) -> Value:
-        """Return what has a name as float32: inputs of other types are loaded."""
+        """Return the view of a name as float32; inputs of other types are converted by a loop."""
         value = self.value(name)
         return value if value.dtype == "float32" else self.writer.elements(f"load_{value.dtype}", value)
 
     def known(self, name: str) -> Array:
-        """Return a constant."""
+        """Return the constant of a name, or refuse if it is computed."""
         if name not in self.constants:
             raise Refused("what must be known beforehand is computed")
         return self.constants[name]
 
 
-#: How an operator is written: of the lowering, its node and its attributes.
+#: Lowers one operator: ``write(lowering, node, attributes)`` returns the view of each output.
 Write = Callable[[Lowering, onnx.NodeProto, Mapping[str, Any]], "Value | tuple[Value, ...]"]

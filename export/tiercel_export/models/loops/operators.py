@@ -1,4 +1,4 @@
-"""How each operator of ONNX becomes loops and views: one function, and one row in :data:`OPERATORS`."""
+"""How each ONNX operator is lowered to loops and views: one function and one row in :data:`OPERATORS`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .values import LANES, Refused, Value, Writer, collapse, dense_steps
 
 Attributes = Mapping[str, Any]
 
-#: What a clip without limits still cuts: infinities.
+#: float32's range, for a clip without a limit: it still clips infinities.
 _FLOATS = np.finfo(np.float32)
 
 
@@ -30,14 +30,14 @@ def _elements(kind: str) -> Write:
 
 
 def _number(lowering: Lowering, name: str) -> Value:
-    """Return an operand of arithmetic, which is float32: whole numbers would count in another way."""
+    """Return an operand of arithmetic as float32; refuse integers, whose arithmetic differs."""
     if lowering.value(name).dtype not in ("float32", "bool"):
         raise Refused("arithmetic with whole numbers")
     return lowering.floats(name)
 
 
 def _compared(kind: str) -> Write:
-    """Compare: of whole numbers one side is a constant, so that none is mistaken for its neighbour."""
+    """Lower a comparison; with integers, one side must be a constant, so that float32 compares exactly."""
 
     def write(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
         whole = [name for name in node.input if lowering.value(name).dtype != "float32"]
@@ -118,7 +118,7 @@ def _flatten(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -
 
 
 def _axes(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes, rank: int) -> list[int]:
-    """Return the axes of a node, as its attribute or its second input says them; all without either."""
+    """Return the sorted axes from a node's attribute or second input; all axes without either."""
     axes: Any = attributes.get("axes")
     if len(node.input) > 1 and node.input[1]:
         axes = lowering.known(node.input[1]).reshape(-1).tolist()
@@ -166,7 +166,7 @@ def _slice(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> 
 
 
 def _cut(value: Value, axis: int, places: range) -> Value:
-    """Return those places along an axis."""
+    """Return a view of some positions along an axis."""
     if not len(places):
         raise Refused("a slice of nothing")
     shape, steps = list(value.shape), list(value.steps)
@@ -183,7 +183,7 @@ def _split(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> 
     return tuple(_cut(value, axis, range(a, b)) for a, b in zip([0, *ends[:-1]], ends, strict=True))
 
 
-# ------------------------------------------------------------------------------------- what is not by element
+# ------------------------------------------------------------------------------------ other than element-wise
 
 
 def _gather(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
@@ -203,7 +203,7 @@ def _gather(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) ->
 
 
 def _chosen(value: Value, axis: int, places: Array) -> Value:
-    """Return one place along an axis, which goes, or several that lie evenly."""
+    """Return a view of one position, without its axis, or of several evenly spaced positions."""
     axis, flat = axis % len(value.shape), places.reshape(-1) % value.shape[axis]
     stride = int(flat[1] - flat[0]) if len(flat) > 1 else 1
     if places.ndim > 1 or stride == 0 or (np.diff(flat) != stride).any():
@@ -245,7 +245,7 @@ def _gemm(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> V
 
 
 def _product(lowering: Lowering, one: Value, name: str) -> Value:
-    """Write a product of matrices."""
+    """Write a matrix product, batched if the second factor is."""
     writer = lowering.writer
     two = _columns(lowering, name)
     if len(one.shape) < 2 or len(two.shape) < 2:
@@ -258,7 +258,7 @@ def _product(lowering: Lowering, one: Value, name: str) -> Value:
     if any(right.steps[:-2]):
         (axis,) = collapse(before, [value.steps[:-2] for value in (out, left, right)], 1)
         many, row = axis, (rows, out.steps[-2], left.steps[-2])
-    else:  # with one second factor for all, their rows are those of one product
+    else:  # all products share the second factor, so their rows form one product
         axis, row = collapse((*before, rows), [out.steps[:-1], left.steps[:-1]], 2)
         many = (*axis, 0)
     operands = (
@@ -271,7 +271,7 @@ def _product(lowering: Lowering, one: Value, name: str) -> Value:
 
 
 def _columns(lowering: Lowering, name: str) -> Value:
-    """Return a second factor whose columns lie side by side, with room up to a multiple of LANES."""
+    """Return a second factor with adjacent columns, its rows padded to a multiple of LANES."""
     if name in lowering.constants:
         array = lowering.constants[name]
         lowering.dense += array.size
@@ -346,7 +346,7 @@ def _normalised(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes
     return made
 
 
-#: Operator of ONNX → what writes it. Where one is missing, the whole graph stays ONNX Runtime's.
+#: ONNX operator → what lowers it. A graph with any other operator is run by ONNX Runtime only.
 OPERATORS: Mapping[str, Write] = {
     "Abs": _elements("absolute"),
     "Add": _elements("add"),

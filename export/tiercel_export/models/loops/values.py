@@ -1,4 +1,4 @@
-"""What lies between two loops: views of arrays, and the list that is written from them."""
+"""The operands of loops, which are views of arrays, and the writer of the list of loops."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 from tiercel_serving.engines.loops import AXES, FIRST_INPUT, KINDS, WEIGHTS, WORK, LoopList, Put
 from tiercel_serving.spec import Array
 
-#: The numbers that a product takes at once: columns of a second factor have room up to a multiple of it.
+#: The SIMD width of a product: rows of its second factor are padded to a multiple of this.
 LANES = 8
 
-#: Whole numbers beyond this are not all float32.
+#: float32 represents all integers below this exactly.
 WHOLE = 1 << 24
 
 
 class Refused(Exception):
-    """The graph has something that the loops can't do; it says what."""
+    """The graph needs something that loops can't do; the message says what."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """Elements of an array: where they begin, and how many elements apart they lie along each axis.
+    """A strided view of an array: its first element, its shape, and its steps (strides in elements).
 
-    ``array`` is a number of :mod:`tiercel_serving.engines.loops`; of the work space, ``buffer`` says which
-    part. What is computed is float32, truth being 0 or 1.
+    ``array`` is an array number of :mod:`tiercel_serving.engines.loops`; within the work space, ``buffer`` is
+    the index of its buffer. Computed values are float32, with booleans as 0 and 1.
     """
 
     array: int
@@ -39,21 +39,21 @@ class Value:
 
     @property
     def size(self) -> int:
-        """How many elements it has."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
     @property
     def dense(self) -> bool:
-        """Whether its elements lie one after the other."""
+        """Whether its elements are contiguous, in C order."""
         along = zip(self.shape, self.steps, dense_steps(self.shape), strict=True)
         return all(size == 1 or step == wanted for size, step, wanted in along)
 
     def seen_as(self, shape: Sequence[int], steps: Sequence[int], first: int = 0) -> Value:
-        """Return another view of the same array, that begins ``first`` elements later."""
+        """Return another view of its array that begins ``first`` elements later."""
         return replace(self, shape=tuple(shape), steps=tuple(steps), first=self.first + first)
 
     def broadcast(self, shape: Sequence[int]) -> Value:
-        """Return it as NumPy broadcasts it."""
+        """Return a view broadcast to a shape, by NumPy's rules."""
         more = len(shape) - len(self.shape)
         sizes, steps = (1,) * more + self.shape, (0,) * more + self.steps
         for size, wanted in zip(sizes, shape, strict=True):
@@ -65,21 +65,21 @@ class Value:
 
 
 def dense_steps(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the steps of elements one after the other."""
+    """Return the steps of a contiguous array in C order."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def collapse(shape: Sequence[int], steps: Sequence[Sequence[int]], most: int) -> list[tuple[int, ...]]:
-    """Put axes together along which all of some operands go on evenly, and those of size 1 away.
+    """Merge adjacent axes whose steps are compatible in every operand, and drop axes of size 1.
 
     Returns
     -------
-    ``most`` axes, those that are not needed first: size, and the step of each operand.
+    ``most`` axes, each with its size and the step of each operand; unused axes come first, with size 1.
 
     Raises
     ------
     Refused
-        More axes are left.
+        More than ``most`` axes remain.
     """
     axes: list[tuple[int, ...]] = []
     for size, *own in zip(shape, *steps, strict=True):
@@ -96,37 +96,37 @@ def collapse(shape: Sequence[int], steps: Sequence[Sequence[int]], most: int) ->
 
 @dataclass
 class Writer:
-    """The list while it is written."""
+    """The list of loops that is being written, with its weights and buffers."""
 
     weights: list[Array] = field(default_factory=lambda: [np.zeros(LANES, np.float32)])
     buffers: list[int] = field(default_factory=list)
     loops: list[tuple[str, int, list[int], list[tuple[Value, list[int]]]]] = field(default_factory=list)
 
     def constant(self, array: Array, room: int = 0) -> Value:
-        """Keep a weight, with so many numbers behind each of its rows that nobody reads."""
+        """Store a weight as float32, with ``room`` padding numbers after each of its rows."""
         if array.dtype.kind in "iu" and array.size and np.abs(array).max() >= WHOLE:
             raise Refused("whole numbers that are not float32")
         held = np.asarray(array, np.float32)
         padded = np.pad(held, [(0, 0)] * (held.ndim - 1) + [(0, room)]) if room else held
         first = sum(map(len, self.weights))
-        # Every weight begins at a multiple of LANES.
+        # Every weight starts at a multiple of LANES.
         flat = padded.reshape(-1)
         self.weights.append(np.pad(flat, (0, -len(flat) % LANES)))
         return Value(WEIGHTS, first, held.shape, dense_steps(padded.shape))
 
     def room(self, shape: Sequence[int]) -> Value:
-        """Return work space for an array."""
+        """Return a new buffer of the work space for an array."""
         self.buffers.append(math.prod(shape))
         return Value(WORK, 0, tuple(shape), dense_steps(shape), buffer=len(self.buffers) - 1)
 
     def add(
         self, kind: str, sizes: Sequence[int], operands: Iterable[tuple[Value, Sequence[int]]], rows: int = 0
     ) -> None:
-        """Write a loop: its sizes, and each operand (the first is what it makes) with its steps."""
+        """Write a loop with its sizes, and each operand (the first is its output) with its steps."""
         self.loops.append((kind, rows, list(sizes), [(value, list(steps)) for value, steps in operands]))
 
     def elements(self, kind: str, *operands: Value, into: Value | None = None) -> Value:
-        """Write a loop element by element over broadcast operands, and return what it makes."""
+        """Write an element-wise loop over broadcast operands, and return its output."""
         shape = np.broadcast_shapes(*(operand.shape for operand in operands))
         out = self.room(shape) if into is None else into
         values = [out, *(operand.broadcast(shape) for operand in operands)]
@@ -136,16 +136,16 @@ class Writer:
         return out
 
     def dense(self, value: Value) -> Value:
-        """Return a value whose elements lie one after the other."""
+        """Return the value, or a contiguous copy of it."""
         return value if value.dense else self.elements("copy", value)
 
     @property
     def multiplications(self) -> int:
-        """How many all products of matrices take."""
+        """The number of multiplications in all matrix products."""
         return sum(math.prod(sizes) for kind, _, sizes, _ in self.loops if kind == "product")
 
     def listed(self, inputs: Sequence[Put], output: Put, result: Value) -> tuple[LoopList, Array]:
-        """Return the whole list with its weights: ``result`` goes to the output."""
+        """Return the whole list and its weights, after copying ``result`` to the output."""
         dims = (1, *output.dims)
         made = Value(FIRST_INPUT + len(inputs), 0, dims, dense_steps(dims))
         self.elements("copy", result, into=made)
@@ -154,7 +154,7 @@ class Writer:
         return LoopList(tuple(inputs), output, work, loops), np.concatenate(self.weights)
 
     def _placed(self) -> tuple[list[int], int]:
-        """Return where each buffer begins, and the size of all: those never needed together share room."""
+        """Return each buffer's offset and the total size; buffers that are never live together overlap."""
         life: dict[int, tuple[int, int]] = {}
         for at, (_, _, _, operands) in enumerate(self.loops):
             for value, _ in operands:
@@ -186,6 +186,6 @@ class Writer:
         for value, steps in operands:
             begins = places[value.buffer] if value.array == WORK else 0
             numbers += [value.array, begins + value.first, *steps]
-        # What a kind does not have is the first weight, of which nothing is made.
+        # Operands that a kind does not have point to the first weight, which is not read.
         numbers += [WEIGHTS, 0, *[0] * AXES] * (4 - len(operands))
         return tuple(numbers)
