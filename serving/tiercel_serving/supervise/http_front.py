@@ -119,7 +119,7 @@ class HttpFront:
             raise
 
     def close(self, grace_s: float = 0.0) -> None:
-        """Stop listening, and wait up to :data:`GRACE_S` for requests in progress; without grace they fail."""
+        """Stop listening; wait up to :data:`GRACE_S` for requests in progress, or fail them without grace."""
         if grace_s <= 0:
             self._channel.close()
         self._run(self._end())
