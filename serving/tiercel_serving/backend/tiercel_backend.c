@@ -1,17 +1,18 @@
 /* A Triton backend that runs Tiercel's stages in the server's own process.
  *
- * Triton's stock Python backend gives each model instance a process, and every tensor crosses between the two. Here
- * CPython is embedded: an instance calls tiercel_serving.runtime.embedded, which runs the same adapter.
+ * Triton's stock Python backend runs each model instance in a process of its own, and copies every tensor
+ * between that process and the server. This backend embeds CPython instead: an instance calls
+ * tiercel_serving.runtime.embedded, which runs the same adapter.
  *
- *   request   every tensor is a NumPy array over Triton's memory (BYTES are decoded: a list of bytes objects)
- *   answer    every array is copied once, into the buffer that Triton sends
+ *   request   each tensor is a NumPy array over Triton's memory (a BYTES tensor is decoded to a list of bytes objects)
+ *   response  each array is copied once, into the buffer that Triton sends
  *
- * Neither Triton's nor Python's headers are needed, and nothing is linked: both are C interfaces that do not change
- * (Triton's backend API 1.x, Python's stable ABI and, for PyObject_GetBuffer, which joined it with 3.11, the same symbol
- * and layout in 3.10). Triton's functions are there when the server loads this file; Python's are looked up in the
- * library that `--backend-config=tiercel,libpython=PATH` names; NumPy's are in the table that it gives to all who were
- * compiled with it, whose places are the same in 1.x and 2.x. So one binary serves every Python from 3.10 and every Triton
- * from 24.10 on.
+ * The build needs no headers of Triton, Python or NumPy and links none of their libraries, because all three
+ * offer a stable binary interface: Triton's backend API 1.x; Python's stable ABI (PyObject_GetBuffer joined
+ * it only in 3.11, but has the same symbol and layout in 3.10); and the function table that NumPy exports to
+ * compiled extensions, whose slots are the same in 1.x and 2.x. Triton's symbols are resolved when the server
+ * loads this file, and Python's in the library that `--backend-config=tiercel,libpython=PATH` names. So one
+ * binary serves every Python from 3.10 and every Triton from 24.10 on.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -107,7 +108,7 @@ __attribute__((format(printf, 2, 3))) static TRITONSERVER_Error* error(int code,
   return TRITONSERVER_ErrorNew(code, text);
 }
 
-/* What cannot be helped any more is at least in the log. */
+/* For errors that can no longer be returned to a caller. */
 static void log_and_delete(TRITONSERVER_Error* failed)
 {
   if (failed == NULL) return;
@@ -178,7 +179,7 @@ PYTHON(DECLARE)
 static PyObject* load_function; /* tiercel_serving.runtime.embedded.load */
 static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER;
 
-/* The message of the Python exception that is set, which is cleared. The GIL is held. */
+/* Turn the current Python exception into a Triton error, and clear it. The caller holds the GIL. */
 static TRITONSERVER_Error* python_error(const char* during)
 {
   PyObject *type = NULL, *value = NULL, *traceback = NULL;
@@ -194,7 +195,7 @@ static TRITONSERVER_Error* python_error(const char* during)
   return made;
 }
 
-/* NumPy's type of arrays, and some of its functions. */
+/* NumPy's array type, and some of its C functions with their slots in its function table. */
 static PyObject* array_type;
 static PyObject* (*find_descr)(int number);
 static PyObject* (*new_array)(PyObject* type, PyObject* descr, int dims, const int64_t* shape, const int64_t* strides,
@@ -203,14 +204,14 @@ static int (*set_base)(PyObject* array, PyObject* owner);
 enum { ARRAY_TYPE = 2, FIND_DESCR = 45, NEW_ARRAY = 94, SET_BASE = 282 };
 enum { ARRAY_IN_ORDER = 1, ARRAY_ALIGNED = 0x100 };
 
-/* By Triton's number of a type, NumPy's, and the bytes of an element. */
+/* NumPy's type number and the bytes of an element, indexed by Triton's data type. */
 static const struct {
   int number;
   uint64_t size;
 } numpy_types[] = {{0, 0}, {0, 1}, {2, 1}, {4, 2}, {6, 4}, {8, 8}, {1, 1}, {3, 2}, {5, 4}, {7, 8}, {23, 2}, {11, 4}, {12, 8}};
 enum { NUMPY_TYPES = sizeof numpy_types / sizeof *numpy_types };
 
-/* Take what is needed of NumPy's table, which the module `embedded` holds; false leaves Python's error set. */
+/* Read the functions needed from NumPy's table, which the module `embedded` holds; false leaves a Python error set. */
 static bool open_numpy(PyObject* embedded)
 {
   PyObject* capsule = PyObject_GetAttrString(embedded, "ARRAY_API");
@@ -224,7 +225,7 @@ static bool open_numpy(PyObject* embedded)
   return true;
 }
 
-/* A thread's own Python state, made once: to make one anew for each call costs microseconds. */
+/* Each thread keeps its Python thread state: creating one for every call would cost microseconds. */
 static __thread PyThreadState* thread_state;
 
 static void enter_python(void)
@@ -237,7 +238,7 @@ static void enter_python(void)
 
 static void leave_python(void) { thread_state = PyEval_SaveThread(); }
 
-/* The value of "libpython" in the backend's configuration (JSON), or NULL; to be freed. */
+/* Return the value of "libpython" in the backend's configuration (JSON), or NULL; the caller frees it. */
 static char* configured_libpython(TRITONBACKEND_Backend* backend)
 {
   static const char key[] = "\"libpython\":\"";
@@ -264,7 +265,7 @@ static TRITONSERVER_Error* open_python(TRITONBACKEND_Backend* backend)
     return error(ERROR_INTERNAL,
                  "backend tiercel: which Python shall it load? Start it with `tiercel serve --runner tiercel`, or give "
                  "tritonserver --backend-config=tiercel,libpython=/path/to/libpython3.X.so.1.0");
-  /* Global, since Python's own extension modules look for its symbols there. */
+  /* RTLD_GLOBAL, because Python's extension modules resolve its symbols in the global scope. */
   void* library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
   if (library == NULL) {
     TRITONSERVER_Error* failed = error(ERROR_INTERNAL, "backend tiercel: libpython=%s: %s", path, dlerror());
@@ -288,12 +289,12 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* backe
                  "backend tiercel: expected Triton's backend API %d.%d or a later %d.x (Triton 24.10), found %u.%u; "
                  "serve with `--runner python`",
                  API_MAJOR, API_MINOR, API_MAJOR, major, minor);
-  if (load_function != NULL) return NULL; /* loaded once more, after all of its models were gone */
+  if (load_function != NULL) return NULL; /* Triton loads it again after the last of its models was unloaded */
   TRY(open_python(backend));
   if (Py_IsInitialized()) {
     enter_python();
   } else {
-    /* Its packages are those of the `python3` that comes first on PATH, a virtual environment's too. */
+    /* It imports from the environment of the first `python3` on PATH, which may be a virtual environment. */
     Py_InitializeEx(0);
   }
   PyObject* module = PyImport_ImportModule("tiercel_serving.runtime.embedded");
@@ -311,23 +312,24 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* backe
 
 /* ------------------------------------------------------------------------------------------- a model's instances */
 
-/* A request, what becomes of it, and who came after it. */
+/* A request in an instance's queue, and its response. */
 typedef struct Call {
   TRITONBACKEND_Request* request;
   TRITONBACKEND_Response* response;
   TRITONSERVER_Error* failed;
-  PyObject* read; /* what Python gets of it */
-  ssize_t place;  /* in the list that Python gets, or -1 */
-  uint64_t users, row; /* and where its users begin among those of all in that list */
+  PyObject* read; /* (kind, bodies), as Python gets it */
+  ssize_t place;  /* its index in the list that Python gets, or -1 if it could not be read */
+  uint64_t users, row; /* its number of users, and its first row in the batch */
   struct Call* next;
 } Call;
 
-/* What requests may have in common: names, types and shapes of tensors, and the names of wanted outputs. In bytes, by
- * which it is compared, and as one object, by which Python knows requests that are alike. */
+/* The signature of a request: names, types and shapes of its tensors, and the names of the requested outputs.
+ * The key holds it as bytes, to compare signatures; `object` is the same for Python, which recognises
+ * requests with one signature by the object's identity. */
 enum { MOST_KEY = 4096 };
 typedef struct {
-  size_t size; /* 0: like no other */
-  bool whole;
+  size_t size; /* 0 matches no request */
+  bool whole;  /* false if the signature did not fit */
   char bytes[MOST_KEY];
 } Key;
 typedef struct {
@@ -340,41 +342,43 @@ typedef struct Instance {
   TRITONBACKEND_Model* model;
   PyObject *execute, *finalize;
   uint64_t most_users; /* in one batch */
-  Kind kind;           /* of the latest request; guarded by Python's lock */
+  Kind kind;           /* of the latest request; guarded by the GIL */
   /* Guarded by `turns`: */
-  Call *first, **last; /* who waits, longest first, and where the next one is put */
+  Call *first, **last; /* the queue, oldest first, and where the next request is appended */
   bool running;
-  bool inner;       /* its requests are answers of other models: it has no dynamic batching */
-  uint32_t hope;    /* that as many requests come as it has answered, while a thread lingers: up where so, down where not */
-  uint32_t tired;   /* how often it had no hope */
-  uint32_t awaited; /* what `arrivals` is by then */
+  bool inner;       /* its requests are other models' outputs: it has no dynamic batching */
+  uint32_t hope;    /* saturating counter: +1 when lingering after this instance paid off, -1 when it did not */
+  uint32_t tired;   /* how often `hope` was 0 when a thread could have lingered */
+  uint32_t awaited; /* the value of `arrivals` that ends the lingering */
   struct Instance* next;
 } Instance;
 
-/* Python runs in one thread at a time, whatever their number; and stages that each take what has just come, while the
- * others do too, hand on ever smaller batches. So threads take turns: one runs whatever waits, instance after instance,
- * each with all that has come for it by then; the others only put their requests down. As many may run as a model has
- * instances, for libraries that let go of Python's lock.
+/* Scheduling. The GIL lets one thread run Python at a time. If each instance ran in its own thread and took
+ * whatever had just arrived, the stages would pass on ever smaller batches. So Triton's threads only enqueue
+ * their requests, and one of them, the runner, runs the instances round robin, each on everything that is
+ * queued for it up to its largest batch. There may be as many runners as the model with the most instances
+ * has, for libraries that release the GIL.
  *
- * If nobody runs, it is the thread in which Triton delivers a request that does. Meanwhile Triton delivers nothing in it
- * and gathers what comes: after PATIENCE turns it hands over to a spare thread, which is the backend's own. Requests of an
- * inner model, those that another model's answer is, Triton does not gather: the thread that delivers them hands over at
- * once.
+ * If there is no free runner slot, a thread that Triton delivers requests in returns at once; else it becomes
+ * a runner. While it runs, Triton delivers nothing in it and batches what arrives. After PATIENCE batches it
+ * hands over to a spare thread of the backend. Triton does not batch the requests of an inner model (another
+ * model's outputs), so the thread that delivers those hands over at once.
  *
- * An answer is often the next model's request, as in the staged layout, which Triton delivers in another thread after
- * some 50 us. To begin anything else meanwhile would part what ran together, and to stop would have another thread go
- * on, for which all of Python had to come into the caches of another processor. So a thread lingers until as many requests
- * have come as it has answered, for LINGER_NS at most, and gives way to whoever else wants the processor, after models where
- * that has been worth it more often than not; where it has not, one time in PROBE is tried. */
+ * In the staged layout a response is usually the next model's request, which Triton delivers in another
+ * thread about 50 us later. A runner that began another batch meanwhile would split what ran together. One
+ * that stopped would move the work to another thread, and with it Python's working set to another core's
+ * caches. So a runner lingers until as many requests have arrived as it has answered, for LINGER_NS at most,
+ * yielding the core to other threads. It does so after instances whose `hope` is above 0, where lingering has
+ * mostly paid off, and one time in PROBE after the others. */
 enum { PATIENCE = 16, LINGER_NS = 250000, PROBE = 64, MOST_HOPE = 16 };
 static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
-static Instance *instances, *turn[2]; /* all; and with whom the next look begins, NULL is the first: inner ones apart */
+static Instance *instances, *turn[2]; /* all; and where the next search starts (NULL: at the first), [1] for inner ones */
 static uint32_t runners, most_runners, spares;
-static uint32_t handed_over;      /* how many runners a spare thread has yet to stand in for */
-static _Atomic uint32_t arrivals; /* how many requests were put down */
+static uint32_t handed_over;      /* runners that no spare thread has replaced yet */
+static _Atomic uint32_t arrivals; /* how many requests were enqueued so far */
 static pthread_cond_t spare_wanted = PTHREAD_COND_INITIALIZER;
 
-/* The number behind a key in a configuration (JSON), or 0. */
+/* Return the number that follows a key in a configuration (JSON), or 0. */
 static uint64_t number_at(const char* json, size_t size, const char* key)
 {
   const char* found = memmem(json, size, key, strlen(key));
@@ -387,7 +391,7 @@ static uint64_t number_at(const char* json, size_t size, const char* key)
 
 static void* run_spare(void* unused);
 
-/* Let an instance take part in the turns. */
+/* Add an instance to those that runners serve, and start spare threads for it. */
 static void join_in(Instance* instance)
 {
   uint32_t alike = 1;
@@ -449,7 +453,7 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_M
   Instance* instance = calloc(1, sizeof *instance);
   if (failed == NULL && instance == NULL) failed = error(ERROR_INTERNAL, "backend tiercel: out of memory");
   if (failed == NULL) {
-    /* One after the other: Triton loads models side by side, and what they import for the first time does not like it. */
+    /* Triton loads models concurrently, but some of the libraries they import are not safe to import concurrently. */
     pthread_mutex_lock(&loading);
     enter_python();
     failed = load(instance, config, size, location, device);
@@ -487,10 +491,10 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_Mod
 
 /* ---------------------------------------------------------------------------------------------- requests → Python */
 
-/* Decode a BYTES tensor: each element is its length, 4 bytes with the lowest first, and then itself. */
+/* Decode a BYTES tensor to a list: each element is its length (4 bytes, little-endian), then its bytes. */
 static PyObject* decode_bytes(const unsigned char* data, uint64_t size, uint64_t elements)
 {
-  /* Each element takes 4 bytes at least, which bounds the list by what came. */
+  /* Each element takes 4 bytes at least, so the data's size bounds the list. */
   if (elements > size / 4) return NULL;
   PyObject* list = PyList_New((ssize_t)elements);
   uint64_t at = 0;
@@ -516,7 +520,7 @@ static PyObject* decode_bytes(const unsigned char* data, uint64_t size, uint64_t
   return list;
 }
 
-/* The whole of a tensor in one piece: Triton's own memory, or, where that is in parts, a bytes object (`owner`). */
+/* Return a tensor's data as one buffer: Triton's own memory, or, if that is in parts, a bytes object (`owner`). */
 static TRITONSERVER_Error* join(TRITONBACKEND_Input* input, const char* name, uint64_t size, uint32_t buffers,
                                 const void** data, PyObject** owner)
 {
@@ -544,7 +548,7 @@ static TRITONSERVER_Error* join(TRITONBACKEND_Input* input, const char* name, ui
   return NULL;
 }
 
-/* Append to a key; what does not fit leaves it too long, so that nothing is like it. */
+/* Append to a key; if it does not fit, the key is no longer whole and matches nothing. */
 static void append(Key* key, const void* bytes, size_t size)
 {
   key->whole = key->whole && size <= MOST_KEY - key->size;
@@ -553,7 +557,8 @@ static void append(Key* key, const void* bytes, size_t size)
   key->size += size;
 }
 
-/* An array over memory that stays, or that `owner` keeps, which is taken; NULL leaves Python's error set. */
+/* Return an array over memory that outlives it or belongs to `owner`, whose reference is stolen; NULL leaves a Python
+ * error set. */
 static PyObject* make_array(int type, const int64_t* shape, uint32_t dims, const void* data, PyObject* owner)
 {
   int aligned = (uintptr_t)data % numpy_types[type].size == 0 ? ARRAY_ALIGNED : 0;
@@ -565,7 +570,7 @@ static PyObject* make_array(int type, const int64_t* shape, uint32_t dims, const
   return NULL;
 }
 
-/* The data of one tensor, whose description is appended to the key. */
+/* Read the data of one tensor, and append its description to the key. */
 static TRITONSERVER_Error* read_body(TRITONBACKEND_Input* input, Key* key, PyObject** body)
 {
   const char* name = NULL;
@@ -579,7 +584,7 @@ static TRITONSERVER_Error* read_body(TRITONBACKEND_Input* input, Key* key, PyObj
   append(key, &dims, sizeof dims);
   append(key, shape, dims * sizeof *shape);
   if (type < 1 || type > TYPE_BYTES) return error(ERROR_UNSUPPORTED, "input %s: this backend knows no type %d", name, type);
-  /* Triton has bounded the product when it took the request. */
+  /* No overflow: Triton has bounded the product when it accepted the request. */
   for (uint32_t index = 0; index < dims; ++index) elements *= (uint64_t)shape[index];
   if (type < NUMPY_TYPES && size != elements * numpy_types[type].size)
     return error(ERROR_INVALID_ARG, "input %s: its %llu bytes are not those of its shape", name, (unsigned long long)size);
@@ -606,7 +611,7 @@ static void set(PyObject* tuple, ssize_t index, PyObject* item, bool* whole)
   if (item != NULL) PyTuple_SetItem(tuple, index, item);
 }
 
-/* (name, Triton's type, shape) of one tensor. */
+/* Make (name, Triton's type, shape) of one tensor. */
 static TRITONSERVER_Error* describe_tensor(TRITONBACKEND_Input* input, PyObject** described)
 {
   const char* name = NULL;
@@ -629,7 +634,7 @@ static TRITONSERVER_Error* describe_tensor(TRITONBACKEND_Input* input, PyObject*
   return whole ? NULL : python_error(name);
 }
 
-/* (((name, type, shape) …), [name of a wanted output …]) of a request. */
+/* Make (((name, type, shape) …), [name of a requested output …]) of a request. */
 static TRITONSERVER_Error* describe(TRITONBACKEND_Request* request, uint32_t inputs, uint32_t outputs, PyObject** described)
 {
   PyObject *tensors = PyTuple_New(inputs), *names = PyList_New(outputs);
@@ -655,7 +660,7 @@ static TRITONSERVER_Error* describe(TRITONBACKEND_Request* request, uint32_t inp
   return NULL;
 }
 
-/* Have `kind` be that of a request with this key: it is seldom another than the latest one's. */
+/* Make `kind` that of a request with this key; it rarely differs from the latest one. */
 static TRITONSERVER_Error* find_kind(Kind* kind, const Key* key, TRITONBACKEND_Request* request, uint32_t inputs,
                                      uint32_t outputs)
 {
@@ -673,7 +678,7 @@ static TRITONSERVER_Error* find_kind(Kind* kind, const Key* key, TRITONBACKEND_R
   return NULL;
 }
 
-/* (kind, [data of a tensor …]) of one request that somebody still waits for. */
+/* Read one request as (kind, [data of a tensor …]); a cancelled one is an error. */
 static TRITONSERVER_Error* read_request(Kind* kind, TRITONBACKEND_Request* request, PyObject** read)
 {
   bool cancelled = false;
@@ -719,12 +724,12 @@ static TRITONSERVER_Error* output_buffer(TRITONBACKEND_Output* output, const cha
   return NULL;
 }
 
-/* Of a tensor those rows that are one request's; `all` is how many rows it has. */
+/* The rows of a tensor that belong to one request; `all` is the tensor's number of rows. */
 typedef struct {
   uint64_t begin, count, all;
 } Rows;
 
-/* A list of bytes objects as a BYTES tensor. */
+/* Write rows of a list of bytes objects as a BYTES tensor. */
 static TRITONSERVER_Error* write_bytes(TRITONBACKEND_Output* output, const char* name, PyObject* list, const Rows* rows)
 {
   ssize_t each = rows->all == 0 ? 0 : PyList_Size(list) / (ssize_t)rows->all, length = 0;
@@ -760,7 +765,7 @@ static TRITONSERVER_Error* write_array(TRITONBACKEND_Output* output, const char*
   return failed;
 }
 
-/* Those rows of a tensor that are the call's, or all. */
+/* Write an output (name, type, shape, data): the call's rows if the tensor is shared by the batch, else all. */
 static TRITONSERVER_Error* write_tensor(const Call* call, PyObject* tensor, bool shared)
 {
   enum { MOST_DIMS = 16 };
@@ -786,7 +791,7 @@ static TRITONSERVER_Error* write_tensor(const Call* call, PyObject* tensor, bool
   return type == TYPE_BYTES ? write_bytes(output, name, body, &rows) : write_array(output, name, body, &rows);
 }
 
-/* An answer is (code, message, [tensor …]); code -1 is a good one. A shared one is that of the whole batch. */
+/* Write an answer, (code, message, [tensor …]); code -1 is success. A shared answer is that of the whole batch. */
 static TRITONSERVER_Error* write_answer(const Call* call, PyObject* answer, bool shared)
 {
   int code = (int)PyLong_AsLongLong(PyTuple_GetItem(answer, 0));
@@ -802,7 +807,7 @@ static TRITONSERVER_Error* write_answer(const Call* call, PyObject* answer, bool
 
 /* ------------------------------------------------------------------------------------------------------ execution */
 
-/* How many users a request is of: what the first dimension of its tensors says. */
+/* Return how many users a request has: the first dimension of its first tensor, or 1 if that is unknown. */
 static uint64_t count_users(TRITONBACKEND_Request* request)
 {
   TRITONBACKEND_Input* input = NULL;
@@ -817,7 +822,7 @@ static uint64_t count_users(TRITONBACKEND_Request* request)
   return failed == NULL && dims > 0 ? (uint64_t)shape[0] : 1;
 }
 
-/* Have a spare thread go on in the caller's place; whether there is one. `turns` is held. */
+/* Let a spare thread run in the caller's place; return whether there is one. The caller holds `turns`. */
 static bool hand_over(void)
 {
   if (spares == 0) return false;
@@ -826,7 +831,7 @@ static bool hand_over(void)
   return true;
 }
 
-/* Put requests down for an instance; whether the caller shall run what waits. */
+/* Enqueue requests for an instance; `run` says whether the caller becomes a runner. */
 static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** requests, uint32_t count, bool* run)
 {
   Call *first = NULL, **last = &first;
@@ -868,14 +873,14 @@ static Instance* next_of(bool inner)
   return found;
 }
 
-/* Who runs next: what is under way comes before what has not begun, which gathers meanwhile. */
+/* Return the instance to run next: inner ones first, so that requests under way finish while new ones accumulate. */
 static Instance* next_ready(void)
 {
   Instance* found = next_of(true);
   return found == NULL ? next_of(false) : found;
 }
 
-/* An instance, if it has not gone meanwhile. */
+/* Return the instance, or NULL if it was finalised meanwhile. */
 static Instance* still_there(const Instance* instance)
 {
   Instance* found = instances;
@@ -883,7 +888,7 @@ static Instance* still_there(const Instance* instance)
   return found;
 }
 
-/* Wait a little for as many requests as were answered; `turns` is not held meanwhile. */
+/* Wait briefly for as many requests as were answered; `turns` is released meanwhile. */
 static void linger(const Instance* before)
 {
   Instance* ran = still_there(before);
@@ -901,7 +906,8 @@ static void linger(const Instance* before)
     ran->hope += ran->hope < MOST_HOPE;
 }
 
-/* Take the batch of whoever's turn it is, after the caller ran `before` (NULL: nothing); NULL ends its running. */
+/* Choose the next instance and take its batch; the caller ran `before` (NULL: nothing yet). On NULL, when nothing is
+ * queued, the caller stops being a runner. */
 static Instance* take_turn(Call** batch, const Instance* before)
 {
   pthread_mutex_lock(&turns);
@@ -934,7 +940,8 @@ static void end_turn(Instance* instance)
   pthread_mutex_unlock(&turns);
 }
 
-/* Run the calls of a batch that can be read, in one call of Python's; times are of the call itself. */
+/* Run the readable requests of a batch in one call into Python, and write their responses; `begin` and `end` time the
+ * call itself. */
 static void run(Instance* instance, Call* batch, uint64_t* begin, uint64_t* end)
 {
   ssize_t good = 0;
@@ -956,7 +963,7 @@ static void run(Instance* instance, Call* batch, uint64_t* begin, uint64_t* end)
   PyObject* answers = list == NULL || good == 0 ? NULL : PyObject_CallFunctionObjArgs(instance->execute, list, NULL);
   *end = now_ns();
   TRITONSERVER_Error* broken = answers == NULL && good > 0 ? python_error("the model broke") : NULL;
-  /* One answer to several requests is that of their batch: each gets its rows. */
+  /* A single answer to several requests covers the whole batch: each request gets its rows. */
   bool shared = broken == NULL && good > 1 && PyList_Size(answers) == 1;
   for (Call* call = batch; call != NULL; call = call->next) {
     if (call->failed == NULL)
@@ -972,7 +979,7 @@ static void run(Instance* instance, Call* batch, uint64_t* begin, uint64_t* end)
   if (list != NULL) Py_DecRef(list);
 }
 
-/* Run a batch, and send what came of it. */
+/* Run a batch, send its responses, report statistics and release its requests. */
 static void answer(Instance* instance, Call* batch)
 {
   uint64_t users = 0, begin = now_ns(), compute_begin = 0, compute_end = 0;
@@ -981,7 +988,7 @@ static void answer(Instance* instance, Call* batch)
   leave_python();
   instance->awaited = arrivals;
   for (Call* call = batch; call != NULL; call = call->next) ++instance->awaited;
-  /* Sending is Triton's own work, and another instance may compute meanwhile. */
+  /* Without the GIL: sending is Triton's work, and another instance may compute meanwhile. */
   for (Call* call = batch; call != NULL; call = call->next)
     if (call->response != NULL)
       log_and_delete(TRITONBACKEND_ResponseSend(call->response, RESPONSE_FINAL, call->failed));
@@ -994,7 +1001,7 @@ static void answer(Instance* instance, Call* batch)
   }
   log_and_delete(TRITONBACKEND_ModelInstanceReportBatchStatistics(instance->triton, users, begin, compute_begin,
                                                                   compute_end, end));
-  /* Before requests are released: with the last of them the instance may be gone. */
+  /* Before the requests are released: after the last one, Triton may finalise the instance. */
   end_turn(instance);
   for (Call* next; batch != NULL; batch = next) {
     next = batch->next;
@@ -1003,7 +1010,7 @@ static void answer(Instance* instance, Call* batch)
   }
 }
 
-/* Run what waits, for so many turns at most; whether there may be more. */
+/* Run up to `most` batches; return whether there may be more. */
 static bool run_turns(uint32_t most)
 {
   Call* batch = NULL;

@@ -1,4 +1,4 @@
-"""The bare compute: the stages of a release in one process, without Triton, and where the time goes."""
+"""The bare compute: a release's stages in one process, without Triton, timed as a whole and by stage."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ..runtime.chain import Chain
 from ..spec import Array, TensorSpec
 from .measurement import Measurement, median_of
 
-#: Requests answered before the clock starts: pages are read, caches warm.
+#: Requests answered before the clock starts, to read pages and warm caches.
 WARM_UP = 50
 
 
 @dataclass(frozen=True)
 class BareCompute:
-    """What one user's answer costs without a server: whole runs, and median µs by stage."""
+    """The time of one user's answer without a server: whole runs, and the median µs of each stage."""
 
     total: Measurement
     stages_us: Mapping[str, float]
 
     @property
     def between_us(self) -> float:
-        """What the stages do not account for: handing arrays from one to the next, and the clock."""
+        """Microseconds outside the stages: passing arrays between them, and reading the clock."""
         return max(0.0, self.total.p50_us - sum(self.stages_us.values()))
 
 
 def measure_bare(pipeline: Chain, requests: Sequence[Mapping[str, Array]], seconds: float) -> BareCompute:
-    """Run requests of one user each (as of :func:`full_requests`), one after the other."""
+    """Run one-user requests (from :func:`full_requests`) one after the other for some seconds."""
     for _, request in zip(range(WARM_UP), cycle(requests), strict=False):
         pipeline.run(request)
     totals: list[float] = []
@@ -53,7 +53,7 @@ def measure_bare(pipeline: Chain, requests: Sequence[Mapping[str, Array]], secon
 
 
 def bare_cpu_seconds(pipeline: Chain, user_ids: Array, batch: int, seconds: float) -> float:
-    """Return the processor seconds that 1,000 answers take in batches of so many users, without a server."""
+    """Return the processor seconds of 1,000 answers without a server, in batches of ``batch`` users."""
     specs = list(pipeline.external_inputs)
     places = cycle(range(0, max(1, len(user_ids) - batch), batch))
     blank = absent(specs, batch)
@@ -79,9 +79,9 @@ def median_bare(rounds: Sequence[BareCompute]) -> BareCompute:
 
 
 def full_requests(inputs: Iterable[TensorSpec], user_ids: Array) -> list[dict[str, Array]]:
-    """Return one request a user, with what Triton's adapter would put for every absent optional input.
+    """Return one request per user, with absent optional inputs filled as the Triton adapter fills them.
 
-    ``user_ids`` are ``[n]`` raw ids; the arrays of the n requests have a user axis of length 1.
+    ``user_ids`` are raw ids ``[n]``. The arrays of each of the n requests have a user axis of length 1.
     """
     specs = list(inputs)
     return [{**absent(specs, 1), "user_id": user_ids[i : i + 1, None]} for i in range(len(user_ids))]

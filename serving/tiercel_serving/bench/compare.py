@@ -1,4 +1,4 @@
-"""What two results of ``tiercel bench`` say of one another, beyond the noise of their rounds."""
+"""Compare two results of ``tiercel bench``, taking the noise of their rounds into account."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ import numpy as np
 from ..errors import BenchError
 from .text_table import format_table
 
-#: Draws of the bootstrap.
+#: Number of bootstrap resamples.
 DRAWS = 10_000
-#: How much of the draws an interval holds.
+#: The share of the resampled ratios that an interval covers.
 COVERED = 0.95
-#: Fewer rounds than that say nothing of their noise.
+#: With fewer rounds the noise can't be estimated.
 FEWEST_ROUNDS = 3
-#: A change that is smaller is none, however sure: the machine itself drifts by as much between two runs.
+#: A smaller change does not count even if it is significant, because the machine drifts as much between runs.
 LEAST_CHANGE = 0.03
 
-#: What is compared of each measured model.
+#: The figures of each measured model that are compared.
 FIGURES = ("p50_us", "p99_us", "throughput")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of both results: medians over rounds, and where their ratio lies.
+    """One figure of both results: medians over rounds, and an interval of their ratio.
 
     Parameters
     ----------
     figure
-        What was measured, under which load.
+        What was measured, and under which load.
     before, after
         Medians.
     low, high
-        95 % of bootstrap draws of ``after / before`` lie between; both are NaN if there are too few rounds.
+        The 95 % bootstrap interval of ``after / before``; both are NaN if there are too few rounds.
     """
 
     figure: str
@@ -48,33 +48,33 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """After over before."""
+        """The median after, divided by that before."""
         return self.after / self.before
 
     @property
     def real(self) -> bool:
-        """Whether it is beyond the noise, and large enough to matter."""
+        """Whether the whole interval is more than :data:`LEAST_CHANGE` away from no change."""
         return (self.low > 1 + LEAST_CHANGE) or (self.high < 1 - LEAST_CHANGE)
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """Read what ``--save`` wrote.
+    """Read a result that ``tiercel bench --save`` wrote.
 
     Raises
     ------
     BenchError
-        It can't be read, or is not such a result.
+        The file can't be read, or is not such a result.
     """
     return _read(file, "`tiercel bench --save`", {"served", "bare", "machine"})
 
 
 def read_any(file: Path) -> dict[str, Any]:
-    """Read what ``--save`` wrote, of this bench or of ``python -m benchmarks.scale``.
+    """Read a result that ``tiercel bench --save`` or ``python -m benchmarks.scale --save`` wrote.
 
     Raises
     ------
     BenchError
-        It can't be read, or is neither.
+        The file can't be read, or is neither.
     """
     document = _read(file, "`tiercel bench --save` or `python -m benchmarks.scale --save`", {"machine"})
     return document if "sizes" in document else read_result(file)
@@ -94,7 +94,7 @@ def _read(file: Path, writer: str, needed: set[str]) -> dict[str, Any]:
 
 
 def unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return in what the machines or the ways of two results differ, so that figures cannot be compared."""
+    """Return the differences in machine and load client that make two results incomparable."""
     found = []
     for key, what in (("machine", "the machine"), ("client", "what made the load")):
         one, other = before.get(key), after.get(key)
@@ -109,19 +109,19 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], *, force: bool 
     Parameters
     ----------
     before, after
-        What :func:`read_result` read.
+        Results from :func:`read_result`.
     force
-        Whether to compare results of two machines all the same.
+        Whether to compare results in spite of different machines or load clients.
 
     Raises
     ------
     BenchError
-        They are of two machines, or have nothing in common.
+        They have different machines or load clients, or no figure in common.
 
     Notes
     -----
-    The interval is a percentile bootstrap (Efron 1979) of the ratio of medians over rounds: rounds are drawn
-    anew with replacement, on both sides.
+    The interval is a percentile bootstrap (Efron 1979) of the ratio of medians over rounds. The rounds of
+    both results are resampled with replacement.
     """
     if not force and (differences := unlike(before, after)):
         raise BenchError(
@@ -162,7 +162,7 @@ def _change(figure: str, before: Sequence[float], after: Sequence[float]) -> Cha
 
 
 def to_json(changes: Sequence[Change]) -> list[dict[str, Any]]:
-    """Return the changes in a JSON form; an interval is null where there are too few rounds."""
+    """Return the changes in a JSON form; an interval is null if there are too few rounds."""
     return [
         {
             "figure": one.figure,

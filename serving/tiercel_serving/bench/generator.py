@@ -1,12 +1,12 @@
-"""A load generator of our own: closed loop, or open loop with Poisson arrivals, in a process of its own.
+"""A load generator in a separate process: closed loop, or open loop with Poisson arrivals.
 
-An open loop sends when a request is due, whether or not earlier ones are answered, and counts a latency
-from the due time: a server that stalls cannot hide the requests that would have come meanwhile, which a
-closed loop never sends ("coordinated omission"; Tene 2013, "How NOT to measure latency"). Gaps between
-arrivals are exponential, as those of many independent callers are.
+An open loop sends each request when it is due, whether or not earlier ones are answered, and measures its
+latency from that time. So a stalled server cannot hide the requests that would have arrived meanwhile, which
+a closed loop never sends ("coordinated omission"; Tene 2013, "How NOT to measure latency"). The gaps between
+arrivals are exponential, like those of many independent callers.
 
-Requests are encoded before the clock starts, and answers are not decoded: what is timed is the server, the
-wire, and some 0.1 ms of gRPC's Python library.
+Requests are encoded before the clock starts, and responses are not decoded, so a latency consists of the
+server, the network, and about 0.1 ms of gRPC's Python library.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ..errors import BenchError
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
-#: A request that is not answered by then counts as failed.
+#: A request that is not answered within this time counts as failed.
 TIMEOUT_S = 10.0
 
-#: Sent before anything is measured, one after the other.
+#: Requests sent one after the other before the measurement.
 WARM_UP = 20
 
-#: Requests in flight beyond which an open loop gives up: the server is far below the rate.
+#: Requests in flight at which an open loop gives up, because the server is far below the rate.
 MOST_IN_FLIGHT = 4096
 
 Floats = npt.NDArray[np.float64]
@@ -43,22 +43,22 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be sent.
+    """The load to generate.
 
     Parameters
     ----------
     url
         ``host:port`` of gRPC.
     requests
-        ``ModelInferRequest`` messages as bytes, sent in turn.
+        Serialised ``ModelInferRequest`` messages, sent cyclically.
     seconds
-        For how long.
+        Duration of the load.
     rate
-        Requests a second, in an open loop; None is a closed loop.
+        Requests a second in an open loop; None is a closed loop.
     concurrency
-        Requests in flight, in a closed loop.
+        Requests in flight in a closed loop.
     seed
-        Of the arrivals.
+        Seed of the arrival times.
     """
 
     url: str
@@ -71,18 +71,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back.
+    """The outcome of a job.
 
     Parameters
     ----------
     latencies_us
-        Of each answered request; from when it was due, in an open loop.
+        Latency of each answered request; in an open loop, from when it was due.
     late_us
-        How long after it was due each was sent; nothing in a closed loop.
+        How long after it was due each request was sent; empty in a closed loop.
     elapsed_s
-        From the first request to the last answer, at least as long as the job.
+        Time from the start to the last response, at least the job's ``seconds``.
     failures
-        gRPC status (or why nothing was sent) → how many requests it met.
+        gRPC status, or why requests were not sent → number of requests.
     """
 
     latencies_us: Floats
@@ -93,21 +93,21 @@ class Answers:
 
 @contextmanager
 def generator() -> Iterator[ProcessPoolExecutor]:
-    """Yield a process that runs jobs, one at a time: ``.submit(send, job)``."""
+    """Yield an executor with one process, which runs jobs one at a time: ``.submit(send, job)``."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         yield pool
 
 
 def send(job: Job) -> Answers:
-    """Send a job's requests and return what became of them.
+    """Send a job's requests and return the outcome.
 
     Raises
     ------
     BenchError
-        The first requests fail already: there is nothing to measure.
+        A warm-up request fails.
     """
     with grpc.insecure_channel(job.url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        # Neither side of a call is decoded: bytes go, bytes come.
+        # Without (de)serialisers: requests and responses are bytes.
         call = channel.unary_unary(METHOD)
         try:
             for number in range(WARM_UP):
@@ -118,7 +118,7 @@ def send(job: Job) -> Answers:
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> Floats:
-    """Return when requests are due, seconds from the start: a Poisson process of this rate."""
+    """Return when requests are due, in seconds from the start: a Poisson process of this rate."""
     draw = np.random.default_rng(seed)
     due = np.cumsum(draw.exponential(1 / rate, int(rate * seconds * 1.5) + 50))
     due = due[due < seconds]
@@ -126,7 +126,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> Floats:
 
 
 class _Book:
-    """What became of requests, written by gRPC's threads."""
+    """Records the outcome of requests, from gRPC's threads or the callers'."""
 
     def __init__(self) -> None:
         self.latencies_s: list[float] = []
@@ -135,7 +135,7 @@ class _Book:
         self.done = 0
 
     def close(self, since: float, call: Any) -> None:
-        """Note the end of a call that was due at ``since``."""
+        """Record a finished call that was due, or sent, at ``since``."""
         now = time.perf_counter()
         code = call.code()
         if code is grpc.StatusCode.OK:
@@ -143,7 +143,7 @@ class _Book:
         else:
             self.failures[code.name] += 1
         self.last = now
-        self.done += 1  # last: whoever waits for it reads the rest
+        self.done += 1  # last, because the thread that polls it then reads the rest
 
 
 def _open(call: Any, job: Job, rate: float) -> Answers:
@@ -154,7 +154,7 @@ def _open(call: Any, job: Job, rate: float) -> Answers:
     for number, offset in enumerate((start + due).tolist()):
         wait = offset - time.perf_counter()
         if wait > 0:
-            # The system's sleep is exact to some 60 µs, an event loop's to 1 ms.
+            # time.sleep is accurate to about 60 µs, an event loop's timer to 1 ms.
             time.sleep(wait)
         late[number] = time.perf_counter() - offset
         if sent - book.done >= MOST_IN_FLIGHT:

@@ -1,4 +1,4 @@
-"""How an answer's time grows with the batch, and what accuracy each index type buys with how much time."""
+"""Measure how an answer's time grows with the batch, and how each index type trades time for recall."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..runtime.chain import Chain
 from ..sources.index import Index
 from ..spec import Array
 
-#: Of a larger catalogue so many items' vectors are drawn: an index type is built in seconds then.
+#: From a larger catalogue this many vectors are sampled, so that an index is built in seconds.
 MOST_VECTORS = 50_000
-#: Queries that each index is asked.
+#: Queries that are searched in each index.
 QUERIES = 64
-#: Index type → the search parameter that buys accuracy with time, and its values.
+#: Index type → the search parameter that trades time for recall, and its values.
 SWEEPS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "IVF64,Flat": ("nprobe", (1, 2, 4, 8, 16, 32)),
     "HNSW32": ("efSearch", (8, 16, 32, 64, 128, 256)),
@@ -31,7 +31,7 @@ SWEEPS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class Searched:
-    """One index type with one search parameter: the share of the exact best that it finds, µs a search."""
+    """An index type at one setting: its recall of the exact top N, and the median µs of a search."""
 
     index: str
     setting: str
@@ -41,12 +41,12 @@ class Searched:
 
 @dataclass(frozen=True)
 class Growth:
-    """What was measured in one process, without a server.
+    """Measurements in one process, without a server.
 
     Parameters
     ----------
     batches
-        Users in one batch → µs a user, median.
+        Users in one batch → median µs per user.
     indexes
         Source → each index type and setting, on the vectors of the release's items.
     """
@@ -66,14 +66,14 @@ class Growth:
 
 
 def measure_growth(release: Release, pipeline: Chain, user_ids: Array, seconds: float) -> Growth:
-    """Run batches of 1, 2, 4 … users, and search the vectors of each source that has some.
+    """Run batches of 1, 2, 4 … users, and search the vectors of each index source that has some.
 
     Parameters
     ----------
     release, pipeline
         A release, and its stages.
     user_ids
-        ``[n]`` raw ids of whom to ask for.
+        Raw ids ``[n]`` of the users in the requests.
     seconds
         How long each batch size is measured.
     """
@@ -119,7 +119,7 @@ def _vectors(release: Release, name: str) -> Array | None:
 
 
 def _search(vectors: Array, queries: Array, release: Release) -> Iterator[Searched]:
-    """Yield what exact search and each of :data:`SWEEPS` does with queries ``[Q, D]``, one at a time."""
+    """Measure exact search and each of :data:`SWEEPS` on queries ``[Q, D]``, one query at a time."""
     import faiss
 
     count = min(release.settings.candidates, len(vectors))

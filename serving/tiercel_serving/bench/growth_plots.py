@@ -1,4 +1,4 @@
-"""The part of the page that says how figures grow: with the batch, with accuracy, with what is served."""
+"""The part of the HTML report on how figures grow with the batch, the accuracy and the release's size."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 from .plots import Series, lines
 
-#: What of a release figures are drawn over: a key of the result's ``release`` → words.
+#: The sizes of a release that figures are plotted over: a key of the result's ``release`` → its label.
 SIZES: Mapping[str, str] = {
     "items": "items",
     "users": "users",
     "candidates": "candidates that are retrieved (N)",
     "kept": "candidates that are ranked (K)",
 }
-#: The same of the scale benchmark's answers.
+#: A key of the scale benchmark's answers → its label.
 ANSWERS: Mapping[str, str] = {"one": "one user", "batch": "64 users", "heavy": "64 users, one of them heavy"}
 
 
 def growth_sections(document: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the sections of which the results hold something.
+    """Return the HTML sections for which the results have data.
 
     Parameters
     ----------
     document
-        What ``tiercel bench --save`` writes.
+        A result of ``tiercel bench --save``.
     others
-        The same of other releases, or what ``python -m benchmarks.scale --save`` writes.
+        Results of other releases, or of ``python -m benchmarks.scale --save``.
     """
     of_bench = [document, *(one for one in others if "sizes" not in one)]
     sections = [*_batches(document), *_indexes(document), *_sizes(of_bench)]

@@ -1,4 +1,4 @@
-"""A benchmark's result as one HTML file: tables, and plots as inline SVG; it loads nothing."""
+"""A benchmark's result as one HTML file with tables and inline SVG plots, without external resources."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _STYLE = (
 
 
 def html_report(document: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return the HTML of what ``tiercel bench --save`` writes.
+    """Return the HTML report of a result of ``tiercel bench --save``.
 
-    ``others`` are results of other releases, or of the scale benchmark, for plots over their sizes.
+    ``others`` are results of other releases or of the scale benchmark, for plots over their sizes.
     """
     release, machine = document.get("release", {}), document.get("machine", {})
     title = f"{release.get('name', 'benchmark')}: latency and throughput"

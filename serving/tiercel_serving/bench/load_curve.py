@@ -1,4 +1,4 @@
-"""Latency against load: open-loop points of a served model, and the highest rate that keeps a promise."""
+"""Latency against load: open-loop points of a served model, and the highest rate within a latency limit."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ from ..errors import BenchError
 from .generator import WARM_UP, Answers, Job, send
 from .server_costs import StageTimes, Statistics, cpu_seconds, forget_peak, peak_mb
 
-#: Requests in flight that saturate a server of a few cores.
+#: Requests in flight that saturate a server with a few cores.
 SATURATING = 16
-#: Steps of the search for the highest rate; each halves what is left of the range.
+#: Steps of the search for the highest rate; each halves the remaining range.
 SEARCH_STEPS = 5
 
 
 @dataclass(frozen=True)
 class LoadPoint:
-    """What a server did under one load.
+    """A server's figures under one load.
 
     Parameters
     ----------
     rate
         Requests a second that were due; None in a closed loop.
+    seconds
+        Duration of the load.
     answered
         Requests answered a second.
     p50_us, p90_us, p99_us, p999_us, max_us
-        Latency, in an open loop from when a request was due.
+        Latency; in an open loop, from when a request was due.
     late_us
-        99 of 100 requests were sent at most so long after they were due.
+        The 99th percentile of how long after they were due requests were sent; 0 in a closed loop.
     failures
-        gRPC status → how many requests it met.
+        gRPC status, or why requests were not sent → number of requests.
     cpu_s
-        Processor seconds of the server for 1,000 answers.
+        Processor seconds of the server per 1,000 answers.
     peak_mb
-        The server's largest resident memory.
+        Peak resident memory of the server's processes, summed; see :func:`~.server_costs.peak_mb`.
     stages
-        Triton model → its means.
+        Triton model → its mean times and batch.
     """
 
     rate: float | None
@@ -60,7 +62,7 @@ class LoadPoint:
 
     @property
     def held(self) -> bool:
-        """Whether the rate was answered: nothing failed, nor is less answered than chance explains."""
+        """Whether the server kept up: no failures, and at most four standard deviations below the rate."""
         if self.rate is None or self.failures:
             return not self.failures
         return self.answered >= self.rate - 4 * sqrt(self.rate / self.seconds)
@@ -80,11 +82,11 @@ def _rounded(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class LoadCurve:
-    """One served model under one mix: a closed loop that saturates it, and open loops below.
+    """One served model under one mix: a closed loop that saturates it, and open loops.
 
-    ``best`` is the highest rate found whose p99 is within ``limit_us``, None if even the lowest was not.
-    ``bare_cpu_s`` are the processor seconds of 1,000 answers of the bare compute, in batches as large as
-    those of the saturated server; None where that was not measured.
+    ``best`` is the highest rate found whose p99 is within ``limit_us``; None if there is none.
+    ``bare_cpu_s`` is the processor seconds of 1,000 answers of the bare compute, at the saturated server's
+    batch size; None if that was not measured.
     """
 
     mix: str
@@ -108,7 +110,7 @@ class LoadCurve:
 
 @dataclass(frozen=True)
 class Target:
-    """What is loaded: a server, by its gRPC address and its process group."""
+    """The server to load, as its gRPC address and its process group, and the requests for it."""
 
     url: str
     group: int
@@ -116,12 +118,12 @@ class Target:
 
 
 def measure_load(pool: ProcessPoolExecutor, target: Target, job: Job) -> LoadPoint:
-    """Run one job, and look at the server before and after.
+    """Run one job, and read the server's statistics before and after.
 
     Raises
     ------
     BenchError
-        No request was answered.
+        No request was answered, or a warm-up request failed.
     """
     before, spent = Statistics(target.url), cpu_seconds(target.group)
     forget_peak(target.group)
@@ -160,9 +162,9 @@ def measure_curve(
     limit_us: float,
     bare: Callable[[int], float] | None = None,
 ) -> LoadCurve:
-    """Saturate a server, load it with shares of that, and search for the highest rate within the limit.
+    """Saturate a server, load it at shares of that rate, and search for the highest rate within the limit.
 
-    ``bare`` returns the processor seconds of 1,000 answers without a server, in batches of so many users.
+    ``bare`` maps a batch size to the processor seconds of 1,000 answers without a server.
     """
     job = Job(target.url, target.requests, seconds, concurrency=SATURATING)
     saturation = measure_load(pool, target, job)
@@ -185,18 +187,18 @@ def measure_curve(
 def highest_rate(
     measure: Callable[[float], LoadPoint], limit_us: float, known: Sequence[LoadPoint], saturation: float
 ) -> float | None:
-    """Return the highest rate that is answered with p99 within a limit, by bisection.
+    """Return the highest rate at which the server keeps up with p99 within a limit, by bisection, or None.
 
     Parameters
     ----------
     measure
         Measures a rate.
     limit_us
-        What p99 may be.
+        Upper limit of p99.
     known
-        Rates measured already.
+        Points measured already.
     saturation
-        What a closed loop was answered; no open loop does better for long.
+        Requests answered a second in a closed loop; the search goes up to 1.1 times that.
     """
 
     def good(point: LoadPoint) -> bool:

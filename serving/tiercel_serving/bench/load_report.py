@@ -1,4 +1,4 @@
-"""What the open loops are held to, and how they are printed."""
+"""Limits on the open loops' figures, and their tables."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from .load_curve import LoadCurve, LoadPoint
 from .text_table import format_table
 
-#: p99 over p50 at half of what saturates a model, at most.
+#: Upper limit of p99 / p50 at half of a model's saturated throughput.
 TAIL_LIMIT = 4.0
-#: Processor time of an answer at saturation, over that of the bare compute in batches as large, at most.
+#: Upper limit of the processor time of an answer at saturation, over that of the bare compute at the
+#: saturated server's batch size.
 CPU_LIMIT = 2.5
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A figure of a load curve, and what it may be at most."""
+    """A figure of a load curve, and its upper limit."""
 
     label: str
     value: float
@@ -29,7 +30,7 @@ class Promise:
 
 
 def promises_of(name: str, curve: LoadCurve) -> list[Promise]:
-    """Return what one curve is held to; nothing of what was not measured."""
+    """Return one curve's figures that have a limit, as far as they were measured."""
     made = []
     saturation = curve.saturation.answered
     half = [point for point in curve.points if abs((point.rate or 0) / saturation - 0.5) < 0.01]
@@ -43,7 +44,7 @@ def promises_of(name: str, curve: LoadCurve) -> list[Promise]:
 
 
 def format_curves(curves: Mapping[str, LoadCurve], promises: Sequence[Promise]) -> str:
-    """Return the curves as text; nothing if there are none."""
+    """Return the curves and their limits as text; empty if there are no curves."""
     if not curves:
         return ""
     parts = [_table(name, curve) for name, curve in curves.items()]

@@ -1,4 +1,4 @@
-"""What the figures of a benchmark depend on: the processor, the system, the versions."""
+"""Describe what a benchmark's figures depend on: the processor, the system and the versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..release.writing import version
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what ran the benchmark."""
+    """Return the CPU's name, the number of cores, the system and the Python version of this machine."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -38,7 +38,7 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def triton_version(url: str) -> str:
-    """Return the version of the server at ``host:port``."""
+    """Return the version of the Triton server at ``url``, ``host:port`` of gRPC."""
     with triton_grpc.InferenceServerClient(url) as client:
         metadata = client.get_server_metadata(client_timeout=5.0)
     return str(metadata.version)

@@ -1,4 +1,4 @@
-"""What one measurement is, whoever made it, and how several rounds of it become one figure."""
+"""One measurement of latency and throughput, and the median over several rounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latency and throughput of one stretch of load.
+    """Latency and throughput during one period of load.
 
     Parameters
     ----------

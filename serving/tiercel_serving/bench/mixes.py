@@ -1,4 +1,4 @@
-"""Mixes of requests, drawn from a release's own users and items."""
+"""Mixes of requests, sampled from a release's users and items."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from ..release.opened import Release
 from ..spec import Array
 from ..stores.memory_mapped import USER_LOOKUP
 
-#: The exponent of Zipf's law for how often users come.
+#: The exponent of Zipf's law, by which users are sampled.
 ZIPF = 1.1
-#: How many ids a request that excludes has.
+#: The number of excluded ids in a request of the mix ``exclusions``.
 EXCLUDED = 100
-#: How many users a request of ``batches`` is for.
+#: The number of users in a request of the mix ``batches``.
 BATCH = 8
-#: What the answers are asked for.
+#: The outputs that requests ask for.
 ANSWER = ("item_id", "score", "count", "status")
 
 Tensors = Mapping[str, Array]
 
 
 class Material(NamedTuple):
-    """What requests are drawn from.
+    """The ids that requests are sampled from.
 
     Parameters
     ----------
     users
-        ``[U]`` raw ids, who had most first.
+        ``[U]`` raw ids, those with the most seen items first.
     items
         ``[I]`` raw ids.
     strangers
-        ``[n]`` ids of the users' dtype whom nobody knows.
+        ``[n]`` ids of unknown users, in the dtype of ``users``.
     """
 
     users: Array
@@ -48,7 +48,7 @@ class Material(NamedTuple):
 
     @classmethod
     def of(cls, release: Release) -> Material:
-        """Read a release's; BenchError if it knows no users."""
+        """Read the ids of a release; raise BenchError if it knows no users."""
         users = read_keys(release.artefact("users", "users").arrays, USER_LOOKUP)
         if not len(users):
             raise BenchError(f"{release.path}: the release knows no users, so there is nobody to ask about")
@@ -104,7 +104,7 @@ def _mixed(material: Material, draw: Draw) -> Tensors:
     return kind(material, draw)
 
 
-#: Mix → how one request of it is drawn, and what it is.
+#: Mix → the function that samples one request, and a description.
 MIXES: Mapping[str, tuple[Maker, str]] = {
     "users": (_one, "one known user a request, each as often as another"),
     "zipf": (_often, f"one known user, by Zipf's law ({ZIPF}), who had most first"),
@@ -116,13 +116,13 @@ MIXES: Mapping[str, tuple[Maker, str]] = {
 
 
 def draw_requests(material: Material, mix: str, count: int, seed: int = 0) -> list[Tensors]:
-    """Return the tensors of requests of a mix, the same for the same seed."""
+    """Return the tensors of ``count`` requests of a mix, reproducibly for a seed."""
     maker, draw = MIXES[mix][0], np.random.default_rng(seed)
     return [maker(material, draw) for _ in range(count)]
 
 
 def encode(model: str, tensors: Tensors, outputs: tuple[str, ...] = ANSWER) -> bytes:
-    """Return a ``ModelInferRequest`` as it goes over the wire."""
+    """Return a serialised ``ModelInferRequest``."""
     request: Any = service_pb2.ModelInferRequest(model_name=model)
     for name, array in tensors.items():
         tensor = request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype))

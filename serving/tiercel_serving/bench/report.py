@@ -17,19 +17,19 @@ from .text_table import format_table as format_table  # benchmarks print with it
 LIMIT_CONCURRENCY = 1
 #: K, the number of ranked candidates, that the limits are stated for.
 LIMIT_KEPT = 100
-#: What the bare compute is called among what is compared.
+#: The name of the bare compute in comparisons.
 BARE = "bare"
 
 
-#: What is set against the sum of what (measured models, or :data:`BARE`), and how many times the sum it
-#: may be; None only informs.
+#: A measured model, the names (of models, or :data:`BARE`) whose sum it is compared with, and the upper limit
+#: of the ratio; None only informs.
 COMPARISONS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
     ("fused", ("identity", BARE), 1.4),
     ("staged", ("identity", BARE), 3.5),
-    # What the staged layout would be if its stages took no time, and what they add to that.
+    # The staged layout if its stages took no time, and the factor that they add.
     ("hollow", ("identity", BARE), None),
     ("staged", ("hollow",), None),
-    # The same of Tiercel's own runner, against the stock identity.
+    # Tiercel's own runner, compared with the stock runner's identity model.
     ("tiercel_fused", ("identity", BARE), 1.0),
     ("tiercel_staged", ("identity", BARE), 2.0),
     ("tiercel_hollow", ("identity", BARE), None),
@@ -37,7 +37,7 @@ COMPARISONS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
 
 #: The concurrency of :data:`GAINS`.
 GAIN_CONCURRENCY = 8
-#: Whose answers a second are set against whose, and how many times as many they must be.
+#: Two models whose answers a second are compared, and the lower limit of the first's over the second's.
 GAINS: tuple[tuple[str, str, float], ...] = (
     ("tiercel_fused", "fused", 1.25),
     ("tiercel_staged", "staged", 1.8),
@@ -46,7 +46,7 @@ GAINS: tuple[tuple[str, str, float], ...] = (
 
 @dataclass(frozen=True)
 class Ratio:
-    """One of :data:`COMPARISONS`: medians over rounds of the p50 in µs, and the ratios of single rounds."""
+    """One of :data:`COMPARISONS`: p50 in µs, medians over rounds, and the range of single rounds' ratios."""
 
     measured: str
     against: tuple[str, ...]
@@ -63,7 +63,7 @@ class Ratio:
 
     @property
     def ratio(self) -> float:
-        """How many times the sum of the others it is."""
+        """The measured model's p50 over the sum of the others'."""
         return self.measured_us / sum(self.against_us)
 
     @property
@@ -72,7 +72,7 @@ class Ratio:
         return self.limit is None or self.ratio <= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form; ``ok`` is null where there is no limit."""
+        """Return a JSON form; ``ok`` is null if there is no limit."""
         return {
             **asdict(self),
             "measured_us": round(self.measured_us, 1),
@@ -84,7 +84,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Gain:
-    """One of :data:`GAINS`: medians over rounds of answers a second."""
+    """One of :data:`GAINS`: the ratio of answers a second, medians over rounds."""
 
     measured: str
     against: str
@@ -98,18 +98,18 @@ class Gain:
 
     @property
     def ok(self) -> bool:
-        """Whether it gains as much as it must."""
+        """Whether the ratio reaches its limit."""
         return self.ratio >= self.least
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Everything that one run of the benchmark found, rounds in their order.
+    """All results of one run of the benchmark, with rounds in their order.
 
-    ``facts`` are what the figures depend on: date, command, machine, versions, release. ``served`` is
-    concurrency → what was measured (``identity``, ``hollow``, ``fused``, ``staged``; with ``tiercel_`` before
-    it, on that runner) → its rounds. ``curves`` are the open loops of what was measured, and ``growth`` is of
-    the stages by themselves, if it was asked for.
+    ``facts`` are what the figures depend on: date, command, machine, versions, release. ``served`` maps a
+    concurrency and a model (``identity``, ``hollow``, ``fused``, ``staged``; with the prefix ``tiercel_`` on
+    that runner) to its rounds. ``curves`` holds the open loops by model. ``growth`` holds the measurements
+    without a server, if they were requested.
     """
 
     facts: Mapping[str, Any]
@@ -131,7 +131,7 @@ class BenchReport:
         ]
 
     def gains(self) -> list[Gain]:
-        """Return what one runner answers over another; empty if both were not measured."""
+        """Return the gains of one runner over another at concurrency 8, as far as both were measured."""
         rounds = self.served.get(GAIN_CONCURRENCY, {})
         speed = {name: median_of(measured).throughput for name, measured in rounds.items()}
         return [
@@ -141,7 +141,7 @@ class BenchReport:
         ]
 
     def promises(self) -> list[Promise]:
-        """Return what the open loops are held to."""
+        """Return the open loops' figures that have a limit."""
         return [promise for name, curve in self.curves.items() for promise in promises_of(name, curve)]
 
     @property
@@ -151,7 +151,7 @@ class BenchReport:
         return all(held + [promise.ok for promise in self.promises()])
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form: medians, and every round that they were taken of."""
+        """Return a JSON form with the medians and the rounds that they were computed from."""
         bare = median_bare(self.bare)
         return {
             **self.facts,
@@ -252,7 +252,7 @@ def _gain_lines(report: BenchReport) -> str:
 
 
 def _share_line(ratios: Sequence[Ratio]) -> str:
-    """Say what staged is made of; what neither share covers is what stages pay for being processes."""
+    """Return the shares of hops and compute in staged; the rest is the cost of stages as processes."""
     hops = next(1 / ratio.ratio for ratio in ratios if ratio.against == ("hollow",))
     staged = next(ratio for ratio in ratios if ratio.measured == "staged")
     compute = staged.against_us[staged.against.index(BARE)] / staged.measured_us

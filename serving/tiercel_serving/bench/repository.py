@@ -1,7 +1,6 @@
-"""The benchmark's model repository: both layouts of one release, and beside them models that do nothing.
+"""The benchmark's model repository: both layouts of one release, and models without computation.
 
-One server for each runner holds them all, so that they share its process, its threads and the state of the
-machine.
+One server per runner serves them all, so that they share its process, its threads and the machine's state.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ MODELS = {
     "staged": f"recommend{STAGED_SUFFIX}",
 }
 
-# What the cheapest possible Python model does: take every input that came, give outputs of the right
-# names, dtypes and shapes.
+# The cheapest possible Python model: it reads every input, and returns outputs of the right names, dtypes
+# and shapes.
 EMPTY_MODEL = '''\
 """Inputs and outputs with nothing between them: what a Python model costs by itself."""
 
@@ -68,9 +67,9 @@ class TritonPythonModel:
 def write_bench_repository(
     release: Release, directory: Path, runner: str = "python", instances: int | None = None
 ) -> None:
-    """Write the models of :data:`MODELS` and what they need; the release's files are read where they are.
+    """Write the models of :data:`MODELS` and those they consist of; the release's files are not copied.
 
-    ``instances`` are of each model; None are as many as the release says.
+    ``instances`` is the number of instances of each model; None keeps the release's setting.
     """
     directory.mkdir(parents=True, exist_ok=True)
     render_repository(release, directory, "fused", runner=runner)
@@ -100,16 +99,16 @@ def write_identity(directory: Path, face: str, backend: str = "python") -> None:
         dynamic_batching=model_config_pb2.ModelDynamicBatching(),
     )
     for tensor in config.input:
-        # As in the models of a release: a length that differs must not keep requests apart.
+        # As in a release's models, so that requests with different lengths share a batch.
         tensor.allow_ragged_batch = -1 in tensor.dims
     _write_empty(directory, config, output_shapes(config.output, ensemble))
 
 
 def write_hollow(directory: Path, staged: str) -> None:
-    """Write a copy of the staged ensemble whose models do nothing: what its hops cost by themselves.
+    """Write a copy of the staged ensemble without computation, to measure the cost of its hops alone.
 
-    Each model takes the tensors that its stage takes in the ensemble, and gives zeros in the dtypes and
-    shapes of the tensors that the ensemble has its stage give. All else in the configs is the stage's.
+    Each model takes its stage's inputs, and returns zeros in the dtypes and shapes of those outputs of its
+    stage that the ensemble uses. The rest of each config is the stage's.
     """
     ensemble = _read_config(directory, staged)
     ensemble.name = HOLLOW
@@ -125,10 +124,10 @@ def write_hollow(directory: Path, staged: str) -> None:
 
 
 def output_shapes(outputs: Iterable[Any], ensemble: Any) -> dict[str, list[int]]:
-    """Return the shape of each output in the answer to a request of the benchmark, without the user axis.
+    """Return the shape of each output for a request of the benchmark, without the user axis.
 
-    A length that depends on the request is the default k where it is of the answer. Else it is of what
-    the request excludes: nothing, which is one pad.
+    A variable length is the default k in a public output. In an inner tensor it belongs to the request's
+    exclusions, and is 1: no exclusions are one pad.
     """
     k_default = int(ensemble.parameters["k_default"].string_value or 10)
     public = {tensor.name for tensor in ensemble.output}
@@ -150,14 +149,14 @@ def _read_config(directory: Path, model: str) -> Any:
 
 
 def _write_config(directory: Path, config: Any) -> None:
-    """Write a model's config; an ensemble needs a version directory too, empty."""
+    """Write a model's config and its version directory, which an ensemble needs too, though empty."""
     (directory / config.name / "1").mkdir(parents=True, exist_ok=True)
     file = directory / config.name / "config.pbtxt"
     file.write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
 def known_user_ids(release: Release, count: int) -> Array:
-    """Draw at most ``count`` ids of users whom the release knows, ``[n]`` int64 or ``bytes``, none twice."""
+    """Sample at most ``count`` distinct ids of known users, ``[n]`` int64 or ``bytes``."""
     ids = read_keys(release.artefact("users", "users").arrays, USER_LOOKUP)
     if not len(ids):
         raise BenchError(f"{release.path}: the release knows no users, so there is nobody to ask about")
@@ -166,7 +165,7 @@ def known_user_ids(release: Release, count: int) -> Array:
 
 
 def write_requests(user_ids: Array, file: Path) -> None:
-    """Write perf_analyzer's input data: one request for each user, in turn.
+    """Write perf_analyzer's input data, one request for each user.
 
     ``user_ids`` are ``[n]`` int64, or ``bytes`` that are valid UTF-8: JSON can carry no others.
     """

@@ -1,4 +1,4 @@
-"""The benchmark from end to end: a server for each runner, rounds in turn, the bare compute between them."""
+"""The benchmark from end to end: a server per runner, interleaved rounds, and the bare compute in between."""
 
 from __future__ import annotations
 
@@ -28,44 +28,44 @@ from .mixes import Material, draw_requests, encode
 from .report import BenchReport
 from .repository import MODELS, known_user_ids, write_bench_repository, write_requests
 
-#: Different users who are asked about, in turn.
+#: Number of different users in the requests.
 USERS = 1000
 #: Users whose requests the bare compute repeats; their arrays all stay in memory.
 BARE_USERS = 256
-#: Seconds of the unmeasured round that comes first.
+#: Seconds of the first, unmeasured load of each model.
 WARM_UP_S = 0.5
 #: How often the processor time of the bare compute is measured.
 BARE_ROUNDS = 3
-#: Packages whose versions the report names.
+#: Packages whose versions the report lists.
 PACKAGES = ("tiercel", "nvidia-pytriton", "numpy", "onnxruntime", "faiss-cpu", "torch", "tritonclient")
 
 Progress = Callable[[str, int, int | None], None]
 
 
 class Load(Protocol):
-    """What makes load: perf_analyzer, or the Python client."""
+    """A load client: perf_analyzer, or the Python client."""
 
     def version(self) -> str:
-        """Return what it is, for the report."""
+        """Return its name and version, for the report."""
         ...
 
     def run(self, model: str, url: str, *, concurrency: int, seconds: float, data: Path) -> Measurement:
-        """Load one model for some seconds and return what was measured."""
+        """Load one model for some seconds and return the measurement."""
         ...
 
 
 @dataclass(frozen=True)
 class OpenLoops:
-    """The open loops of a benchmark; none if there are no ``shares``.
+    """The open loops of a benchmark; none if ``shares`` is empty.
 
     Parameters
     ----------
     shares
-        Rates, as shares of what saturates each model.
+        Rates, as shares of each model's saturated throughput.
     mix
         A row of :data:`~.mixes.MIXES`.
     limit_us
-        What p99 may be at the highest rate, which is searched for.
+        Upper limit of p99 in the search for the highest rate.
     """
 
     shares: tuple[float, ...] = ()
@@ -74,12 +74,12 @@ class OpenLoops:
 
 
 def all_runners() -> tuple[str, ...]:
-    """Return the runners that are here."""
+    """Return the runners that are available here."""
     return tuple(name for name, row in RUNNERS.items() if not row.in_process or backend.library() is not None)
 
 
 def measured_name(runner: str, what: str) -> str:
-    """Return what a report calls one of :data:`~.repository.MODELS`: the stock runner's have no prefix."""
+    """Return a report's name of one of :data:`~.repository.MODELS`; the stock runner's have no prefix."""
     return what if runner == "python" else f"{runner}_{what}"
 
 
@@ -98,38 +98,38 @@ def run_bench(
     command: str = "",
     progress: Progress = lambda what, done, total: None,
 ) -> BenchReport:
-    """Measure both layouts of a release on each runner, beside models that do nothing and the bare compute.
+    """Measure both layouts of a release on each runner, and for comparison empty models and the bare compute.
 
-    A round measures the identity model, the hollow copy of the staged layout, the fused and the staged
-    layout of every runner at one concurrency, one after the other, and at concurrency 1 the bare compute
-    right after them. What disturbs the machine for a while so disturbs all of them alike. Every figure of
-    the report is a median over rounds. Open loops come after the rounds.
+    A round measures, one after the other and at one concurrency, every runner's identity model, hollow copy
+    of the staged layout, fused layout and staged layout. At the lowest concurrency the bare compute follows
+    directly. A temporary disturbance of the machine thus affects all of them alike. Every figure of the
+    report is a median over rounds. Open loops run after the rounds.
 
     Parameters
     ----------
     release, load
-        An exported release with a user store, and what makes the load of the rounds.
+        An exported release with a user store, and the client that generates the load of the rounds.
     seconds, rounds
-        How long each single measurement takes, and how many rounds there are for each concurrency.
+        Duration of each single measurement, and number of rounds per concurrency.
     concurrencies
-        Requests in flight.
+        Numbers of requests in flight.
     runners
         Rows of :data:`~tiercel_serving.repository.targets.RUNNERS`.
     loops
         The open loops.
     instances
-        Of each model; None are as many as the release says.
+        Number of instances of each model; None keeps the release's setting.
     growth
-        Whether to measure batches and indexes by themselves, without a server.
+        Whether to measure batch sizes and index types too, without a server.
     triton
         As for :func:`~tiercel_serving.supervise.start_server`.
     command, progress
-        The command line, for the report; and what is called as measurements are done.
+        The command line, for the report; and a callback: what is measured, how many are done, of how many.
 
     Raises
     ------
     BenchError
-        A measurement failed.
+        A measurement failed, or there are no rounds, no seconds or no users.
     ServerError
         The server can't be started.
     """
@@ -150,7 +150,7 @@ def run_bench(
             for runner, server in servers.items()
             for what, model in MODELS.items()
         }
-        for model, url in models.values():  # unmeasured: pages are read, caches warm; a canary to each
+        for model, url in models.values():  # unmeasured, to warm pages and caches and to check each model
             load.run(model, url, concurrency=1, seconds=WARM_UP_S, data=data)
         urls = [server.grpc_url for server in servers.values()]
         facts = {
@@ -221,7 +221,7 @@ def _curves(
                 shares=loops.shares,
                 seconds=seconds,
                 limit_us=loops.limit_us,
-                # Of requests for one user each it can be said what they take without a server.
+                # The bare compute runs requests for one known user each.
                 bare=bare if loops.mix in ("users", "zipf") else None,
             )
     progress("open loops", len(loaded), len(loaded))
@@ -229,7 +229,7 @@ def _curves(
 
 
 def _facts(release: Release, load: Load, command: str, seconds: float, rounds: int) -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the facts that the figures depend on."""
     manifest, settings = release.manifest, release.settings
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

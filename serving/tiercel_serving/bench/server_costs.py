@@ -1,4 +1,4 @@
-"""What a server spends, without whoever asks it: processor time, memory, and where requests wait in it."""
+"""A server's own costs, without the client's: processor time, memory, and where requests wait in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Means over the requests of one Triton model, in microseconds; ``batch`` is rows for each run."""
+    """Mean times of a request in one Triton model, in microseconds; ``batch`` is the mean rows per run."""
 
     queue_us: float
     compute_us: float
@@ -26,7 +26,7 @@ class StageTimes:
 
 
 def cpu_seconds(group: int) -> float:
-    """Return the processor time of a server's processes so far: Triton and its stubs."""
+    """Return the seconds of processor time that the processes of a group (Triton, its stubs) used so far."""
     total = 0
     for pid in group_members(group):
         with suppress(OSError):
@@ -36,14 +36,14 @@ def cpu_seconds(group: int) -> float:
 
 
 def forget_peak(group: int) -> None:
-    """Have the peak of each process's memory start from what it holds now."""
+    """Reset the peak resident memory of each process of a group to its current value."""
     for pid in group_members(group):
         with suppress(OSError):
             Path("/proc", str(pid), "clear_refs").write_text("5")
 
 
 def peak_mb(group: int) -> float:
-    """Return the largest resident memory of each process, summed: what they share counts for each."""
+    """Return the sum over a group's processes of their peak resident memory, in MiB, shared pages in each."""
     total = 0
     for pid in group_members(group):
         with suppress(OSError):
@@ -54,7 +54,7 @@ def peak_mb(group: int) -> float:
 
 
 class Statistics:
-    """Triton's own statistics of all models, as they were when this was made."""
+    """A snapshot of Triton's statistics of all models, taken on construction."""
 
     def __init__(self, url: str) -> None:
         with triton_grpc.InferenceServerClient(url) as client:
@@ -62,7 +62,7 @@ class Statistics:
         self._models: Mapping[str, Any] = {model.name: model for model in models}
 
     def since(self, before: Statistics) -> dict[str, StageTimes]:
-        """Return the means of what was answered since, of models that ran themselves (ensembles do not)."""
+        """Return the means since an earlier snapshot, for each model that ran itself (ensembles do not)."""
         found = {}
         for name, now in self._models.items():
             then = before._models[name]

@@ -1,8 +1,8 @@
 """``aoti`` and ``aoti-cuda``: a package that AOTInductor compiled, run without the model's Python code.
 
-The package is machine code. It is bound to the version of torch and to the device that it was compiled for,
-and both are compared before it is opened: another version reads its arrays wrongly or ends the process. One
-for a GPU is compiled on the machine that has it, of the program that the export wrote.
+The package is machine code, bound to the torch version and the device that it was compiled for. Both are
+checked before it is opened, because another torch version would misread its arrays or crash the process. A
+package for a GPU is compiled on the machine with that GPU, from the program that the export wrote.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODEL = "model"
 
 
 class _Package:
-    """What both rows say."""
+    """The properties that both rows share."""
 
     file: ClassVar[str] = "model.pt2"
     tolerance: ClassVar[Tolerance] = ENGINE
@@ -54,7 +54,7 @@ class Aoti(_Package):
         Raises
         ------
         EngineMismatch
-            It was compiled by another torch, or for another device.
+            It was compiled by another torch version, or for another device.
         """
         return AotiEngine(file, outputs, threads, cls.device)
 
@@ -63,7 +63,7 @@ _BUILD = "run `tiercel build-engines RELEASE` on the machine that will serve it"
 
 
 class AotiCuda(_Package):
-    """The same on a GPU, compiled on the machine that will run it: an export needs no GPU and no compiler."""
+    """AOTInductor's package on a GPU, compiled where it will run: an export needs no GPU and no compiler."""
 
     device: ClassVar[str] = "cuda"
     maker: ClassVar[str] = "tiercel_export.models.aoti:make_aoti_cuda"
@@ -79,7 +79,7 @@ class AotiCuda(_Package):
         EngineNotBuilt
             There is no package yet.
         EngineMismatch, DeviceUnavailable
-            It was compiled by another torch or for another GPU, or there is none, or no room on it.
+            It was compiled by another torch version or for another GPU, or the GPU is missing or full.
         """
         if not file.is_file():
             raise EngineNotBuilt(f"{file}: not built yet; {_BUILD}")
@@ -87,7 +87,7 @@ class AotiCuda(_Package):
 
     @classmethod
     def absent(cls, file: Path) -> str | None:
-        """Return why the package can't run here though nothing is wrong with the release, or None."""
+        """Return why the package can't run here although the release is intact, or None."""
         if not file.is_file():
             return f"the package is not built yet; {_BUILD}"
         try:
@@ -100,16 +100,17 @@ class AotiCuda(_Package):
     def build(
         cls, folder: Path, cache: Path | None = None, *, refittable: bool = False, old: Path | None = None
     ) -> str:
-        """Compile the program of a folder, unless that was done; see :class:`~.table.BuiltKind`.
+        """Compile the program of a folder, unless it is compiled already; see :class:`~.table.BuiltKind`.
 
-        A package is compiled anew for other weights: it takes seconds, and keeps them among its constants.
+        The weights are constants of the package, so other weights need a new compilation, which takes
+        seconds; ``refittable`` and ``old`` have no effect.
 
         Raises
         ------
         DeviceUnavailable, KindUnavailable
             There is no GPU that torch can use, or no torch.
         EngineBuildFailed, ArtefactCorrupt
-            There is no compiler, it failed, or the program was changed after its export.
+            The compiler is missing or failed, or the program was changed after its export.
         """
         try:
             from .aoti_torch import build_package
@@ -130,11 +131,11 @@ class AotiEngine:
     outputs
         The outputs that the stage has.
     threads
-        Threads within one kernel; torch has one number for the whole process.
+        Threads within one kernel; torch has a single setting for the whole process.
     device
         ``cpu`` or ``cuda``.
     remedy
-        What to do where it was compiled for another machine.
+        What the error advises if it was compiled for another machine.
     """
 
     def __init__(
@@ -168,14 +169,14 @@ class AotiEngine:
         return {name: results[place].cpu().numpy() for name, place in self._places}
 
     def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run the model on tensors of its device, and leave the results there."""
+        """Run the model on tensors of its device, and return tensors of that device."""
         results = self._run([tensors[name].contiguous() for name in self.inputs])
         return {name: results[place] for name, place in self._places}
 
     def _tensor(self, array: Array, dtype: np.dtype[Any]) -> torch.Tensor:
         flags = array.flags
-        # The package checks neither dtype nor strides, and would read other numbers; torch warns of what it
-        # must not write to. Where nothing is amiss np.require takes 6 µs a tensor to find so.
+        # The package checks neither dtype nor strides, and would misread others; torch warns of read-only
+        # arrays. np.require takes 6 µs a tensor even if nothing must change, hence the check before it.
         if array.dtype != dtype or not (flags.c_contiguous and flags.writeable):
             array = np.require(array, dtype, ["C", "W"])
         tensor = self._from_numpy(array)
@@ -187,34 +188,34 @@ class AotiEngine:
 
 
 def share_cpp_library() -> None:
-    """Load the C++ standard library for every later library of this process, where there is one.
+    """Load the C++ standard library globally, if there is one.
 
-    A package carries parts of it as weak symbols. Where nothing has loaded it globally (torch does not;
-    ONNX Runtime happens to), they are resolved partly from one copy and partly from the other, and what reads
-    the device's name by a regular expression ends the process with SIGSEGV: seen with torch 2.11 on Ubuntu
-    24.04.
+    A package contains parts of it as weak symbols. If nothing has loaded the library globally (torch does
+    not, ONNX Runtime happens to), some symbols resolve to one copy and some to the other. The code that
+    parses the device's name with a regular expression then crashes with SIGSEGV, as seen with torch 2.11 on
+    Ubuntu 24.04.
     """
     with contextlib.suppress(OSError):
         ctypes.CDLL("libstdc++.so.6", ctypes.RTLD_GLOBAL)
 
 
 def load_package(file: Path, device: str) -> Any:
-    """Return what runs a package.
+    """Return torch's loader of a package, whose ``run`` maps a list of tensors to a list of tensors.
 
     Raises
     ------
     DeviceUnavailable
-        The GPU has no room for it.
+        The GPU's memory is full.
     ArtefactCorrupt
-        It is none, or this machine can't unpack it.
+        The file is not a package, or this machine can't unpack it.
     """
     import torch
 
     share_cpp_library()
     index = torch.cuda.current_device() if device == "cuda" else -1
     try:
-        # The loader itself: the callable that torch wraps around it costs 60 µs a call.
-        # Without its own waiting for threads, which a capture as a CUDA graph does not allow.
+        # The loader itself, because the callable that torch wraps around it costs 60 µs a call. It does not
+        # wait for threads, because the capture of a CUDA graph forbids that.
         return torch._C._aoti.AOTIModelPackageLoader(str(file), MODEL, device == "cuda", 1, index)
     except Exception as error:
         first = str(error).strip().splitlines()[:1]

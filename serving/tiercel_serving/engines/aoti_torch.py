@@ -1,4 +1,4 @@
-"""A package of AOTInductor, compiled of the program that an export wrote: for ``tiercel build-engines``."""
+"""Compile an AOTInductor package from the program that an export wrote, for ``tiercel build-engines``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .compiler import PROGRAM, device_name, no_compiler
 from .epilogues_torch import fuse_activations
 from .trt.build import network_sha256
 
-#: Threads are a matter of the host that serves, not of the one that compiles.
+#: The serving host sets the number of threads, not the one that compiles.
 OPTIONS = {"cpp.dynamic_threads": True}
 
 
@@ -27,11 +27,11 @@ def write_program(program: torch.export.ExportedProgram, folder: Path, bound: Bo
     Parameters
     ----------
     program
-        What was exported.
+        The exported program.
     folder
-        The artefact's.
+        The artefact's folder.
     bound
-        Names and dtypes of its inputs and outputs; its checksum is filled in.
+        Names and dtypes of its inputs and names of its outputs; the checksum is filled in here.
     """
     file = folder / PROGRAM
     torch.export.save(program, str(file))
@@ -39,14 +39,14 @@ def write_program(program: torch.export.ExportedProgram, folder: Path, bound: Bo
 
 
 def build_package(folder: Path, name: str, device: str, cache: Path | None = None) -> str:
-    """Compile the program of a folder for a device of this machine, and say what came of it.
+    """Compile the program of a folder for a device of this machine, and describe the result.
 
     Parameters
     ----------
     folder
         The artefact's folder.
     name
-        The package's file.
+        The name of the package's file.
     device
         ``cpu`` or ``cuda``.
     cache
@@ -61,7 +61,7 @@ def build_package(folder: Path, name: str, device: str, cache: Path | None = Non
     ArtefactMissing
         This is a built copy without its program, and its package is for another torch or device.
     EngineBuildFailed
-        This torch reads no such program, there is no compiler, or it failed.
+        This torch can't read the program, or the compiler is missing or failed.
     """
     here, program, file = device_name(device), folder / PROGRAM, folder / name
     if not program.is_file():
@@ -89,7 +89,7 @@ def build_package(folder: Path, name: str, device: str, cache: Path | None = Non
 
 
 def _built_elsewhere(file: Path, here: str) -> str:
-    """Say that a package without its program was built, if it fits here."""
+    """Report a package without its program as built, if it fits this torch and device."""
     bound = Bound.read(file)
     if (bound.version, bound.device) != (str(torch.__version__), here):
         raise ArtefactMissing(
@@ -101,12 +101,21 @@ def _built_elsewhere(file: Path, here: str) -> str:
 
 
 def compile_program(program: torch.export.ExportedProgram, file: Path, what: str, where: str) -> None:
-    """Write a program's package for the device that it is on.
+    """Compile a program into a package, for the device that the program is on.
+
+    Parameters
+    ----------
+    program
+        The program.
+    file
+        The package to write.
+    what, where
+        The model and the device, for messages.
 
     Raises
     ------
     EngineBuildFailed
-        There is no compiler, or it failed.
+        The compiler is missing or failed.
     """
     missing = no_compiler("cpu")
     if missing is not None:
@@ -125,7 +134,7 @@ def compile_program(program: torch.export.ExportedProgram, file: Path, what: str
 
 
 def _read(file: Path, written: Bound, device: str) -> torch.export.ExportedProgram:
-    """Return the program on a device."""
+    """Load a program and move it to a device."""
     try:
         program = torch.export.load(str(file))
     except Exception as error:
@@ -135,14 +144,14 @@ def _read(file: Path, written: Bound, device: str) -> torch.export.ExportedProgr
             f"({said}); install that version here, or export with this one"
         ) from error
     if device != "cpu":
-        # With its number, as tensors name it: "cuda" alone is another device to the pass.
+        # With the device's index, as tensors name it: to the pass, "cuda" alone is another device.
         program = move_to_device_pass(program, f"{device}:{torch.cuda.current_device()}")
         fuse_activations(program)
     return program
 
 
 def _is(file: Path, bound: Bound) -> bool:
-    """Whether a package that lies there is the one that would be compiled."""
+    """Return whether an existing package is the one that would be compiled."""
     there = file.is_file() and file.with_name(file.name + SUFFIX).is_file()
     return there and Bound.read(file) == bound
 

@@ -1,4 +1,4 @@
-"""What a compiled engine is bound to, kept beside its file: it runs with that library on that device only."""
+"""What a compiled engine is bound to: the library version and the device, kept in a file beside it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import msgspec
 
 from ..errors import ArtefactCorrupt, ArtefactMissing, EngineMismatch
 
-#: What the file is called: the engine's name and this.
+#: Suffix that gives the file's name when appended to the engine's.
 SUFFIX = ".bound.json"
 
 
 class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine was compiled by, for and from.
+    """The library, device and graph that an engine was compiled with, for and from.
 
     Parameters
     ----------
     library, version
-        What compiled it, and what must run it.
+        The library that compiled it and must run it, and its exact version.
     device
-        The device in words that two machines share only if both can run it.
+        A description of the device; two machines have the same one only if both can run the engine.
     inputs
         Name → NumPy dtype of its inputs, in the engine's order.
     outputs
         Names of its outputs, in the engine's order.
     network
-        SHA-256 of the graph that it was built of; empty where there is no such file.
+        SHA-256 of the graph that it was built from; empty if there is no such file.
     refittable
-        Whether it takes the weights of another graph of the same structure.
+        Whether it accepts the weights of another graph with the same structure.
     """
 
     library: str
@@ -50,7 +50,7 @@ class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises
         ------
         ArtefactMissing, ArtefactCorrupt
-            It is not there, or says something else.
+            The description is missing, or is not valid.
         """
         place = _place(file)
         if not place.is_file():
@@ -66,7 +66,7 @@ class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises
         ------
         EngineMismatch
-            Its library is of another version here, or it was made for another device.
+            The library has another version here, or the engine was made for another device.
         ArtefactCorrupt
             It lacks one of the outputs.
         """

@@ -1,9 +1,9 @@
-"""A ranker in several sizes: an engine for each of a few numbers of candidates, the smallest that fits runs.
+"""A ranker in several sizes: one engine for each of a few numbers of candidates; the smallest that fits runs.
 
-K, the number of candidates, is a constant of every compiled graph, and empty slots cost what full ones do.
-Where requests often leave most slots empty (they name their candidates, or rules keep few), the recipe's
-``kept_buckets`` says for which smaller K there shall be engines too. They are engines of their own, opened
-side by side, and not optimization profiles of one: a switch of profile costs a context several milliseconds.
+K, the number of candidates, is a constant of every compiled graph, and empty slots cost as much as full ones.
+If requests often leave most slots empty (they name their candidates, or rules keep few), the recipe's
+``kept_buckets`` lists smaller K that get an engine too. These are separate engines and not optimization
+profiles of one, because switching the profile of an execution context takes several milliseconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ..spec import Array, Arrays
 from .table import Engine
 
-#: The tensor that says which slots are real: empty ones, at the end, hold the pad row.
+#: The tensor that shows which slots are real: the empty ones, at the end, hold the pad row.
 KEPT_ROW = "kept_row"
 
 
@@ -29,9 +29,9 @@ class BucketedEngine:
     smaller
         K → the engine for the first K candidates.
     candidates
-        The inputs whose axis after the users' is the candidates'.
+        The inputs with a candidate axis, which is their second.
     pad
-        The row of an empty slot.
+        The catalogue row that marks an empty slot.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class BucketedEngine:
         self.inputs, self.outputs = (*full.inputs, KEPT_ROW), full.outputs
 
     def bucket(self, kept_row: Array) -> int | None:
-        """Return the least K that holds every real candidate of ``kept_row [B, K]``; None is all of them."""
+        """Return the smallest K that holds all real candidates of ``kept_row [B, K]``; None is the full K."""
         real = np.flatnonzero((kept_row != self._pad).any(0))
         longest = int(real[-1]) + 1 if len(real) else 0
         return next((k for k in self._smaller if k >= longest), None)
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Run the smallest engine that fits; scores of the slots beyond it are 0.
+        """Run the smallest engine that fits; scores of the slots beyond its K are 0.
 
-        Without ``kept_row`` nobody knows which slots are empty, and the full one runs.
+        Without ``kept_row`` the empty slots are unknown, and the full engine runs.
         """
         rows = arrays.get(KEPT_ROW)
         k = None if rows is None else self.bucket(rows)

@@ -1,15 +1,15 @@
-"""What AOTInductor compiles with and for on this machine. torch is imported by whoever asks."""
+"""The compiler and the devices of this machine for AOTInductor; torch is imported only on use."""
 
 from __future__ import annotations
 
 from ..errors import DeviceUnavailable
 
-#: The program that a package for a GPU is compiled of, beside it: ``torch.export.save``.
+#: The program beside a GPU's package, from which it is compiled (written by ``torch.export.save``).
 PROGRAM = "program.pt2"
 
 
 def device_name(device: str) -> str:
-    """Return a device of this machine as packages are bound to it: a CPU's instructions, or a GPU's model.
+    """Return the name that binds packages to a device: a CPU's instruction set, or a GPU's model.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def device_name(device: str) -> str:
 
 
 def _why_no_gpu() -> str:
-    """Return what torch says of it: that its driver is too old, or that it was built without CUDA."""
+    """Return torch's reason, such as a driver that is too old, or a build without CUDA."""
     import torch
 
     try:

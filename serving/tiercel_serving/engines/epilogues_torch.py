@@ -1,7 +1,8 @@
-"""Products whose bias and ReLU are added by the product itself, for a package that is compiled for a GPU.
+"""Fuse bias and ReLU into matrix products, for a package that is compiled for a GPU.
 
-AOTInductor leaves a product to cuBLAS and writes ``relu`` as a kernel of its own, which reads and writes all
-of it once more. cuBLASLt has both as the product's epilogue; torch calls it by ``_addmm_activation``.
+AOTInductor calls cuBLAS for a product and emits ``relu`` as a separate kernel, which reads and writes the
+whole result once more. cuBLASLt computes both in the product's epilogue; torch exposes this as
+``_addmm_activation``.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ aten = torch.ops.aten
 
 
 def fuse_activations(program: torch.export.ExportedProgram) -> int:
-    """Let products followed by a ReLU alone give it themselves, in the program's graph; return how many.
+    """Fuse each product whose only reader is a ReLU with it, and return how many were fused.
 
     Parameters
     ----------
     program
-        As ``torch.export`` writes it; its graph is changed.
+        As ``torch.export`` writes it; its graph is changed in place.
     """
     graph, fused = program.graph_module.graph, 0
     for node in list(graph.nodes):
@@ -32,7 +33,7 @@ def fuse_activations(program: torch.export.ExportedProgram) -> int:
 
 
 def _is_fusible(product: Any) -> bool:
-    """Whether it is a product with a bias that nothing else reads, of no unknown size but the batch."""
+    """Return whether a node is a product with a bias, one reader, and no dynamic size except the batch."""
     if product.target is not aten.linear.default or len(product.users) != 1 or len(product.args) != 3:
         return False
     return all(isinstance(size, int) for size in product.meta["val"].shape[1:])

@@ -1,7 +1,7 @@
-"""Building the engines of a release where they will run, and installing them: verified, or not at all.
+"""Build a release's engines on the machine that serves it, and install them only if they verify.
 
-A release never changes under its readers: what is built goes into a copy beside it, which takes its name when
-everything was verified. The copy shares the files that stay as they are.
+A release never changes under its readers. Engines are built in a copy, which replaces the release, or goes to
+another destination, after everything was verified. The copy links the files that do not change.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ..verify.checks import verify_release
 from ..verify.report import VerifyReport
 from .table import ENGINES
 
-#: Called with the stage, how many are done, and of how many.
+#: Called with a description of the step, the number of steps done, and the number of all.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """One engine of a release that was built: its stage, its row, and what is to be said of it."""
+    """One engine of a release that was built: its stage, its row, and a description of the result."""
 
     stage: str
     engine: str
@@ -38,7 +38,7 @@ class BuiltEngine:
 
 
 def engines_to_build(release: Release) -> Iterator[tuple[str, str, Any]]:
-    """Yield stage, row and kind of every engine that is built of a graph."""
+    """Yield stage, row and kind of every engine that is built from a graph."""
     from .table import BuiltKind
 
     for stage in engine_names(release):
@@ -64,31 +64,33 @@ def build_engines(
     path
         The release.
     destination
-        Where the release with its engines goes; None puts it in the place of the given one.
+        Where to write the release with its engines; None replaces the given one.
     cache
-        Keeps what was built by device and library version, for the next start; None keeps nothing.
+        A folder that keeps built engines by device and library version, for the next build; None keeps
+        nothing.
     refittable
-        Whether plans shall take the weights of a later release.
+        Whether plans must accept the weights of a later release.
     refit
-        A release whose plans get this one's weights where they fit, in place of a build; where one does
-        not, what is said of its engine tells why. The results can be refitted again.
+        An earlier release whose plans are reused with this one's weights where they fit, instead of a build.
+        Where one does not fit, the engine's ``detail`` says why. The results can be refitted again.
     progress
         Called before each engine, and once before the verification.
 
     Returns
     -------
-    What was built, and the verification's report.
+    The engines that were built, and the verification's report.
 
     Raises
     ------
     ReleaseError
-        The release is damaged: a graph that was altered after the export is one case.
+        The release is damaged, for example because a graph was changed after the export.
     KindUnavailable, DeviceUnavailable
-        The library, the GPU or its memory is lacking.
+        The library, the GPU or its memory is missing.
     EngineBuildFailed
         A graph can't be built.
     VerificationFailed
-        An engine computes other numbers than its graph and torch. What is at the destination stays.
+        An engine's numbers differ from its graph's and torch's, or an engine can't run here. The destination
+        stays as it was.
     """
     source = open_release(path)
     check_files(source)
@@ -114,7 +116,7 @@ def build_engines(
             write_artefact(folder, "engine", source.build_id, {})
         if progress is not None:
             progress("verifying", len(wanted), len(wanted) + 1)
-        # What is written anew must not reach through a link into the release that was given.
+        # Remove links before writing, because a write through a link would change the given release.
         shutil.rmtree(staging / "triton")
         copy = Release(staging, source.manifest)
         render_repository(copy, staging / "triton", source.manifest.layout)
@@ -127,7 +129,7 @@ def build_engines(
 
 
 def _refuse_unrun(staging: Path, wanted: list[tuple[str, str, Any]]) -> None:
-    """Refuse engines for which others stood in: they are not verified."""
+    """Refuse engines that can't run here: their stand-ins ran in the verification instead."""
     for stage, _, kind in wanted:
         reason = kind.absent(staging / "artefacts" / stage / kind.file)
         if reason is not None:
@@ -137,7 +139,7 @@ def _refuse_unrun(staging: Path, wanted: list[tuple[str, str, Any]]) -> None:
 
 
 def _share(source: str, to: str) -> str:
-    """Link a file into the copy; what is written anew there is unlinked before."""
+    """Link a file into the copy, or copy it; whoever rewrites it there must unlink it first."""
     try:
         os.link(source, to)
     except OSError:  # another file system, or one without links
@@ -146,7 +148,7 @@ def _share(source: str, to: str) -> str:
 
 
 def _own(folder: Path) -> None:
-    """Turn what a build writes anew into files of the copy's own."""
+    """Replace links to files that a build rewrites by copies."""
     for file in folder.iterdir():
         if file.name == HEADER_NAME or not file.name.endswith((".onnx", ".data")):
             own = file.with_name(file.name + ".own")

@@ -1,10 +1,10 @@
-"""A small dense model as a list of loops, run by a C function of our own in place of ONNX Runtime.
+"""A small dense model as a list of loops, run by a C function of ours instead of ONNX Runtime.
 
-One user's answer computes little: of a small model's time in ONNX Runtime most is what each operator costs
-before it computes, and that much code pushes the code of the other stages out of the caches. So the export
-writes the same graph for one user as loops over numbers beside the ONNX file, where it can
-(``tiercel_export.models.loops``). They run where the functions of :mod:`..native` were built; elsewhere, and
-with several threads, ONNX Runtime runs the file. Only the host knows which, so both are the row ``onnx``.
+One user needs little computation. A small model spends most of its time in ONNX Runtime on the fixed cost of
+each operator, and the runtime's code evicts that of the other stages from the caches. So the export writes
+the graph for one user, if it can, as loops over numbers beside the ONNX file
+(``tiercel_export.models.loops``). They run if the functions of :mod:`..native` were built. If not, or with
+several threads, ONNX Runtime runs the file. Only the host knows which applies, so both are the row ``onnx``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ..native import library
 from ..spec import DTYPES, Array, Arrays
 from .bound import check_outputs
 
-#: What the two files are called: the ONNX file's name and these.
+#: Suffixes that give the two files' names when appended to the ONNX file's name.
 LIST_SUFFIX, WEIGHTS_SUFFIX = ".loops.json", ".loops.npy"
 
-#: What a loop may do, in the order of the numbers in ``native/loops.c``.
+#: The operations of a loop, in the order of their numbers in ``native/loops.c``.
 KINDS = (
     *("load_bool", "load_int32", "load_int64", "copy", "add", "subtract", "multiply", "divide", "lesser"),
     *("greater", "less", "more", "equal", "at_most", "at_least", "choose", "clip", "is_nan", "not", "negate"),
@@ -33,11 +33,11 @@ KINDS = (
     *("sum", "highest", "product", "gather_int32", "gather_int64"),
 )
 
-#: The arrays of a loop's operands by number: weights, work space, inputs, and the output last.
+#: Numbers of the arrays that operands refer to: weights, work space, the inputs, and the output last.
 WEIGHTS, WORK, FIRST_INPUT = 0, 1, 2
 
-#: The axes that a loop has, and the numbers that say one: kind, rows, sizes, and four operands of array,
-#: first element and steps.
+#: The axes of a loop, and the int64 numbers that encode it: kind, rows, a size per axis, and four operands,
+#: each with its array, first element and a step per axis.
 AXES, NUMBERS = 4, 30
 
 
@@ -55,11 +55,11 @@ class LoopList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Parameters
     ----------
     inputs, output
-        What it takes and gives.
+        The model's inputs and output.
     work
-        The float32 numbers between its loops.
+        The size of the work space for intermediate results, in float32 elements.
     loops
-        :data:`NUMBERS` for each loop.
+        :data:`NUMBERS` numbers for each loop.
     """
 
     inputs: tuple[Put, ...]
@@ -68,23 +68,23 @@ class LoopList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     loops: tuple[tuple[int, ...], ...]
 
     def write(self, file: Path, weights: Array) -> None:
-        """Write it with its weights beside an ONNX file."""
+        """Write it and its weights (float32, one axis) beside an ONNX file."""
         listed_beside(file).write_bytes(msgspec.json.encode(self) + b"\n")
         np.save(file.with_name(file.name + WEIGHTS_SUFFIX), weights)
 
 
 def listed_beside(file: Path) -> Path:
-    """Return where the list of an ONNX file lies, if it has one."""
+    """Return the path of an ONNX file's list of loops, whether or not it exists."""
     return file.with_name(file.name + LIST_SUFFIX)
 
 
 def open_loops(file: Path, outputs: Sequence[str]) -> LoopsEngine | None:
-    """Open the loops beside an ONNX file; None if there are none, or nothing here that runs them.
+    """Open the loops beside an ONNX file; None if there are none, or the native library was not built.
 
     Raises
     ------
     ArtefactCorrupt
-        They can't be read, or lack an output.
+        They can't be read, reach beyond their arrays, or lack an output.
     """
     listed, functions = listed_beside(file), library()
     if functions is None or not listed.is_file():
@@ -101,7 +101,7 @@ def open_loops(file: Path, outputs: Sequence[str]) -> LoopsEngine | None:
 
 
 def _within(listed: LoopList, weights: Array) -> bool:
-    """Return whether all loops stay within arrays of their types, and write where they may."""
+    """Return whether all loops read arrays of the right dtype within bounds, and write only where allowed."""
     if weights.dtype != np.float32 or weights.ndim != 1 or not listed.loops:
         return False
     puts = (*listed.inputs, listed.output)
@@ -117,7 +117,7 @@ def _within(listed: LoopList, weights: Array) -> bool:
     product, gather = names == "product", np.char.startswith(names, "gather")
     if (rows[gather] < 1).any():
         return False
-    # Columns are read up to a multiple of eight, and any row of a table.
+    # A product reads its columns up to a multiple of eight; a gather may read any row of its table.
     spans[product, 2, 2] = np.ceil(sizes[product, 2] / 8) * 8 - 1
     spans[gather, 2, 0] = rows[gather] - 1
     reach = spans * np.stack(numbers[1:], axis=-1)
@@ -144,7 +144,7 @@ class LoopsEngine:
         of_inputs = [size * dtype.itemsize for _, dtype, size in self._puts]
         self._distances = np.array([0, 0, *of_inputs, 4 * self._width], np.int64)
         self._run = functions.run_loops
-        # Whoever runs takes a work space, and gives it back: threads that run at the same time have one each.
+        # Each run borrows a work space, so that concurrent threads have one each.
         self._spare: list[Array] = []
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
@@ -153,13 +153,13 @@ class LoopsEngine:
         Raises
         ------
         ValueError
-            A tensor has another size than the model's, or an id is beyond its table.
+            A tensor's size or dtype differs from the model's, or an id is beyond its table.
         """
         users = len(arrays[self.inputs[0]])
         out = np.empty((users, *self._dims), np.float32)
         try:
             work = self._spare.pop()
-        except IndexError:  # asked for beforehand, another thread could take the last one in between
+        except IndexError:  # a check beforehand would race with other threads
             work = np.zeros(self._work, np.float32)
         held = [self._weights, work]
         for name, dtype, size in self._puts:
@@ -177,5 +177,5 @@ class LoopsEngine:
         return {self.outputs[0]: out}
 
     def close(self) -> None:
-        """Give the work space back."""
+        """Release the work spaces."""
         self._spare.clear()

@@ -1,4 +1,4 @@
-"""``onnx`` and ``onnx-cuda``: an ONNX file in ONNX Runtime, on the CPU or on a GPU; or loops of our own."""
+"""``onnx`` and ``onnx-cuda``: an ONNX file in ONNX Runtime, on the CPU or a GPU, or as loops in C."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class Onnx:
     @classmethod
     def open(cls, file: Path, outputs: Sequence[str], *, threads: int = 1) -> Engine:
         """Open an ONNX file; see :class:`~.table.EngineKind`."""
-        # Loops have one thread.
+        # The loops are single-threaded.
         loops = open_loops(file, outputs) if threads == 1 else None
         return OnnxEngine(file, outputs, threads, PROVIDERS[cls.device]) if loops is None else loops
 
     @classmethod
     def form(cls, file: Path) -> str | None:
-        """Return that there are loops; see :class:`~.table.Lowered`."""
+        """Return "loops" if the export wrote them beside the file; see :class:`~.table.Lowered`."""
         return "loops" if listed_beside(file).is_file() else None
 
 
 class OnnxCuda(Onnx):
-    """The same file in ONNX Runtime's CUDA provider."""
+    """ONNX Runtime's CUDA provider, on the file that :class:`Onnx` reads."""
 
     device: ClassVar[str] = "cuda"
     maker: ClassVar[str] = "tiercel_export.models.onnx:write_onnx"
@@ -73,8 +73,8 @@ class OnnxCuda(Onnx):
         )
 
 
-#: Device → ONNX Runtime's provider, and its options. TF32 would round the factors of every product to ten
-#: bits.
+#: Device → ONNX Runtime's provider, and its options. TF32 would round the factors of every product to a
+#: 10-bit mantissa.
 PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
@@ -82,28 +82,28 @@ PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _load_cuda() -> None:
-    """Load CUDA's libraries from the wheels beside ONNX Runtime, if they are there.
+    """Load CUDA's libraries from the wheels beside ONNX Runtime, if they are installed.
 
-    Where torch is loaded, or the system has them, they are found without; ONNX Runtime has this from 1.21 on.
+    It is not needed if torch is loaded or the system has the libraries. ONNX Runtime offers it from 1.21 on.
     """
     preload = getattr(onnxruntime, "preload_dlls", None)
     if preload is not None:
-        # It prints what it does not find, and a session says itself what it lacks.
+        # It prints what it does not find; a session reports by itself what it lacks.
         with redirect_stdout(StringIO()):
             preload()
 
 
 def on_stream(provider: tuple[str, dict[str, Any]], stream: int | None) -> tuple[str, dict[str, Any]]:
-    """Return a row of :data:`PROVIDERS` that works on a CUDA stream; None is a stream of its own.
+    """Return a row of :data:`PROVIDERS` that works on a CUDA stream; None gives the session its own.
 
-    What others put on the stream before is done before, and nothing must be waited for in between.
+    On a shared stream, work that others enqueued before runs before, without synchronisation.
     """
     name, options = provider
     given = {"has_user_compute_stream": "1", "user_compute_stream": str(stream)}
     return name, options if stream is None else {**options, **given}
 
 
-#: ONNX Runtime's name of a tensor's type → NumPy's.
+#: ONNX Runtime's name of a tensor type → NumPy dtype.
 NUMPY_TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(int64)": np.int64,
@@ -129,9 +129,9 @@ class OnnxEngine:
     Raises
     ------
     ArtefactCorrupt
-        The file is no model, or has not these outputs.
+        The file is not a model, or lacks one of the outputs.
     DeviceUnavailable
-        This ONNX Runtime has no such provider, finds no device for it, or finds it full.
+        This ONNX Runtime lacks the provider, or the device is missing or out of memory.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Threads that spin while they wait would take the cores from the other stages.
+        # Threads that spin while they wait would take cores from the other stages.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
@@ -164,7 +164,7 @@ class OnnxEngine:
                 ) from error
             raise ArtefactCorrupt(f"{file}: not a model that ONNX Runtime reads ({error})") from error
         if self._session.get_providers()[0] != name:
-            # It goes on with the CPU by itself, and says so in its log alone.
+            # ONNX Runtime falls back to the CPU, and reports it only in its log.
             raise DeviceUnavailable(
                 f"{file}: ONNX Runtime found no device for {name}; run it on a machine with an NVIDIA GPU "
                 "and its driver, or export for the CPU"
@@ -172,10 +172,10 @@ class OnnxEngine:
         self.inputs = tuple(put.name for put in self._session.get_inputs())
         self.outputs = tuple(outputs)
         self._wanted = list(outputs)
-        # What the session's own `run` calls after checks in Python that a stage's tensors always pass: these
-        # take as long as a small model does.
+        # The C++ session that the session's own `run` calls. It skips checks in Python that a stage's tensors
+        # always pass, and that take as long as a small model.
         self._call = getattr(self._session, "_sess", self._session).run
-        # On a stream that is the caller's, what comes after is in order by itself.
+        # On the caller's stream, later work is ordered without synchronisation.
         self._unwaited: Any = None
         if "user_compute_stream" in provider_options:
             self._unwaited = onnxruntime.RunOptions()
@@ -191,12 +191,12 @@ class OnnxEngine:
         return dict(zip(self._wanted, self._call(self._wanted, feed, None), strict=True))
 
     def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run the model on tensors of its device by IO binding: it reads and writes them where they are."""
+        """Run the model on tensors of its device by IO binding, without copies."""
         import torch
 
         binding, device = self._session.io_binding(), tensors[self.inputs[0]].device
         kind, number = device.type, device.index or 0
-        # Until the run is over, what is bound must live.
+        # Bound tensors must outlive the run.
         given = {name: tensors[name].contiguous() for name in self.inputs}
         for name, tensor in given.items():
             dtype = self._dtypes[name]
@@ -211,6 +211,6 @@ class OnnxEngine:
         return made
 
     def close(self) -> None:
-        """Give the session back; a second time does nothing."""
+        """Release the session; a second call does nothing."""
         for held in ("_call", "_session"):
             self.__dict__.pop(held, None)

@@ -21,35 +21,35 @@ class Engine(Protocol):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the tensors that :meth:`run` gives."""
+        """Names of the tensors that :meth:`run` returns."""
         ...
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Compute the outputs for all rows at once. Tensors that are no input are ignored."""
+        """Compute the outputs for the whole batch; arrays that are not inputs are ignored."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds: memory of a device above all. It runs no more."""
+        """Release what it holds, device memory above all. It can't run afterwards."""
         ...
 
 
 @runtime_checkable
 class EngineKind(Protocol):
-    """A kind of engine: what its row says, and how it is opened.
+    """A kind of engine: the properties of its row, and how it is opened.
 
-    The life of every engine: ``open`` loads a file and takes the device's memory, after it has compared what
-    the file is bound to with this machine; ``run`` computes on named arrays; ``close`` gives everything back.
+    ``open`` compares this machine with the one that the file is bound to, then loads the file and allocates
+    device memory. ``run`` computes on named arrays. ``close`` releases everything.
     """
 
-    #: The model's file in its artefact.
+    #: The name of the model's file in its artefact.
     file: ClassVar[str]
-    #: How far its outputs may lie from the torch module's.
+    #: How far its outputs may differ from the torch module's.
     tolerance: ClassVar[Tolerance]
     #: Where its arrays live: ``cpu`` or ``cuda``.
     device: ClassVar[str]
-    #: Triton's backend for it in the staged layout; None runs it in the Python process always.
+    #: Triton's backend for it in the staged layout; None always runs it in the Python process.
     backend: ClassVar[str | None]
-    #: ``module:function`` that makes its file from a torch module; found by name, since it needs torch.
+    #: ``module:function`` that makes its file from a torch module; imported by name, since it needs torch.
     maker: ClassVar[str]
 
     @staticmethod
@@ -59,7 +59,7 @@ class EngineKind(Protocol):
         Parameters
         ----------
         file
-            What the maker wrote.
+            The file that the maker wrote.
         outputs
             The outputs that the stage has.
         threads
@@ -68,69 +68,69 @@ class EngineKind(Protocol):
         Raises
         ------
         ArtefactCorrupt
-            The file is not such a model.
+            The file is not a model of this kind, or lacks one of the outputs.
         EngineMismatch, EngineNotBuilt
             It is compiled for another device or library, or not built yet.
         DeviceUnavailable
-            The device is not there, or has too little memory.
+            The device is missing, or has too little memory.
         """
         ...
 
 
 @runtime_checkable
 class BuiltKind(EngineKind, Protocol):
-    """A kind whose file is built from a graph by ``build``: where it will run, or already at export."""
+    """A kind whose file is built from a graph by ``build``, on the serving machine or already at export."""
 
-    #: Row of the engine that runs the same graph, from the same artefact, where the built file can't run.
+    #: Row of the engine that runs the same graph, from the same artefact, if the built file can't run.
     stand_in: ClassVar[str]
-    #: Files of the artefact that a build alone reads: a built copy goes without them.
+    #: Files of the artefact that only a build reads; a built copy omits them.
     build_reads: ClassVar[tuple[str, ...]]
 
     @classmethod
     def absent(cls, file: Path) -> str | None:
-        """Return why the file can't run here though nothing is wrong with the release, or None."""
+        """Return why the file can't run here although the release is intact, or None."""
         ...
 
     @classmethod
     def build(
         cls, folder: Path, cache: Path | None = None, *, refittable: bool = False, old: Path | None = None
     ) -> str:
-        """Build the file of an artefact, and return the result in a few words.
+        """Build the file of an artefact, and return a short description of the result.
 
         Parameters
         ----------
         folder
-            The artefact's folder, with whatever the maker wrote.
+            The artefact's folder, with the files that the maker wrote.
         cache
             A folder that keeps built files, by device and library version; None keeps nothing.
         refittable
-            Whether the file must be able to take other weights later.
+            Whether the file must accept other weights later.
         old
-            The artefact's folder in a release that may differ only in its weights: its file is reused with
-            the new weights, if it fits.
+            The artefact's folder in an earlier release. If the graphs differ in their weights only, its file
+            is reused with the new weights.
         """
         ...
 
 
 @runtime_checkable
 class OnStream(EngineKind, Protocol):
-    """A kind whose ``open`` takes ``stream``: the CUDA stream, as a number, that its engine shall work on."""
+    """A kind whose ``open`` takes ``stream``: the handle of the CUDA stream that its engine works on."""
 
     takes_stream: ClassVar[bool]
 
 
 @runtime_checkable
 class TakesTensors(Engine, Protocol):
-    """An opened model that reads and gives torch tensors on its device, without a copy to the host."""
+    """An opened model that reads and returns torch tensors on its device, without a copy to the host."""
 
     def run_tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Compute the outputs, as :meth:`Engine.run` does, on the current stream; nothing is waited for."""
+        """Compute the outputs as :meth:`Engine.run` does, on the current stream, without synchronising."""
         ...
 
 
 @runtime_checkable
 class NeedsTools(Protocol):
-    """A kind whose maker needs more than its package installs: a compiler, a library, a device."""
+    """A kind whose maker needs more than its package installs, such as a compiler, a library or a device."""
 
     @classmethod
     def unmakeable(cls) -> str | None:
@@ -140,32 +140,32 @@ class NeedsTools(Protocol):
 
 @runtime_checkable
 class FromOnnx(Protocol):
-    """A kind whose maker accepts ONNX models too, not only torch modules."""
+    """A kind whose maker accepts ONNX models as well as torch modules."""
 
     from_onnx: ClassVar[bool]
 
 
 @runtime_checkable
 class Lowered(EngineKind, Protocol):
-    """A kind whose maker may write another form of a model beside its file, which runs where possible."""
+    """A kind whose maker may write a second form of a model beside its file, preferred where it runs."""
 
     @classmethod
     def form(cls, file: Path) -> str | None:
-        """Return what the form beside a model's file is called, or None."""
+        """Return the name of the second form beside a model's file, or None if there is none."""
         ...
 
 
 @runtime_checkable
 class Reduced(Protocol):
-    """A kind that computes a ranker in less than float32."""
+    """A kind that computes a ranker in a lower precision than float32."""
 
-    #: Row of the same engine in float32: it takes the query models.
+    #: Row of the same engine in float32, which runs the query models.
     full: ClassVar[str]
 
 
 @runtime_checkable
 class Calibrated(Protocol):
-    """A kind whose ranker is finished only with sample requests, which show the range of each number."""
+    """A kind whose ranker is quantised with sample requests, which show the range of each tensor."""
 
     #: ``module:function`` that finishes what the maker wrote.
     calibrator: ClassVar[str]
@@ -194,15 +194,15 @@ ENGINES: Kinds[EngineKind] = Kinds(
 
 
 def query_engine(engine: str) -> str:
-    """Return the row for query models if the ranker uses ``engine``.
+    """Return the engine's row for query models if the ranker uses ``engine``.
 
-    Queries, which find candidates, are computed in full precision.
+    Query vectors decide which candidates are found, so they are computed in float32.
     """
     kind: Any = ENGINES.find(engine)
     return str(kind.full) if isinstance(kind, Reduced) else engine
 
 
 def form_of(engine: str, folder: Path) -> str | None:
-    """Return what else than its engine's file an artefact may be run as, or None; see :class:`Lowered`."""
+    """Return the name of the second form that an artefact may run in, or None; see :class:`Lowered`."""
     kind: Any = ENGINES.find(engine)
     return kind.form(folder / kind.file) if isinstance(kind, Lowered) else None

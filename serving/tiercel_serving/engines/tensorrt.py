@@ -1,8 +1,8 @@
-"""``tensorrt…`` and ``tensorrt-rtx…``: a plan that TensorRT or TensorRT-RTX built of the ONNX graph.
+"""``tensorrt…`` and ``tensorrt-rtx…``: a plan that TensorRT or TensorRT-RTX built from the ONNX graph.
 
-Each row is a flavour and a precision. A row of less than float32 is for rankers: a query model's numbers
-decide what is found at all, and it multiplies one row a user, so such a release takes
-:attr:`~.table.Reduced.full` for it.
+Each row is a flavour and a precision. A row below float32 is for rankers only. A release with such a ranker
+runs its query models with the row :attr:`~.table.Reduced.full`, because their outputs decide which candidates
+are found, and they gain little: they multiply one row per user.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from .trt.specification import BuildSpecification
 if TYPE_CHECKING:
     from .trt.run import PlanEngine
 
-#: What TensorRT measured of kernels on this device, beside the plan.
+#: The file beside the plan that keeps TensorRT's kernel timings on this device.
 TIMING_CACHE = "timing.cache"
 
-#: Products of factors with eleven and with eight bits, added in float32, through the layers of a ranker; and
-#: the share of rankings whose best stay the same.
+#: For FP16 and BF16, whose factors have 11 and 8 significant bits: the error of their products, accumulated
+#: in float32 through a ranker's layers, and the least share of rankings whose best items stay the same.
 HALF, BRAIN = Tolerance(2e-2, 1e-2, same_top=0.99), Tolerance(1e-1, 5e-2, same_top=0.99)
 
-#: The same in eight bits, of which FP8 has four and INT8 eight for every number alike: a twentieth of the
-#: rankings may have another item among their best.
+#: For FP8, with 4 significant bits, and INT8, with 8 bits at a fixed scale: in one of twenty rankings the
+#: best items may differ.
 EIGHT = Tolerance(2e-1, 1e-1, same_top=0.95)
 
-#: The compute capability from which GPUs multiply FP8.
+#: The lowest compute capability that supports FP8 products.
 FP8_SINCE = (8, 9)
 
 
@@ -52,12 +52,12 @@ class TensorRT:
     backend: ClassVar[str | None] = "tensorrt"
     maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt"
     stand_in: ClassVar[str] = "onnx"
-    # The graph stays beside its plan, which is compared with it when it is opened.
+    # None, because opening a plan compares it with the graph beside it.
     build_reads: ClassVar[tuple[str, ...]] = ()
     from_onnx: ClassVar[bool] = True
     #: A row of :data:`~.trt.flavours.FLAVOURS`.
     flavour: ClassVar[str] = "tensorrt"
-    #: The least compute capability that has its products.
+    #: The lowest compute capability that supports its products.
     since: ClassVar[tuple[int, int]] = (0, 0)
 
     @classmethod
@@ -69,7 +69,7 @@ class TensorRT:
         EngineNotBuilt
             There is no plan yet.
         EngineMismatch, DeviceUnavailable, KindUnavailable
-            It is not for this machine, or the machine lacks a GPU, memory or the library.
+            The plan is not for this machine, or the machine lacks a GPU, memory or the library.
         """
         if not file.is_file():
             raise EngineNotBuilt(f"{file}: not built yet; {_BUILD}")
@@ -82,7 +82,7 @@ class TensorRT:
 
     @classmethod
     def absent(cls, file: Path) -> str | None:
-        """Return why the plan can't run here though nothing is wrong with the release, or None."""
+        """Return why the plan can't run here although the release is intact, or None."""
         if not file.is_file():
             return f"the plan is not built yet; {_BUILD}"
         try:
@@ -95,7 +95,7 @@ class TensorRT:
     def build(
         cls, folder: Path, cache: Path | None = None, *, refittable: bool = False, old: Path | None = None
     ) -> str:
-        """Build the plan that a folder asks for, unless it is there; see :class:`~.table.BuiltKind`.
+        """Build the plan that a folder specifies, unless it exists; see :class:`~.table.BuiltKind`.
 
         Raises
         ------
@@ -130,7 +130,7 @@ class TensorRT:
 
     @classmethod
     def _refuse_older(cls, file: Path, device: Device) -> None:
-        """Refuse a GPU that has no such products."""
+        """Refuse a GPU that does not support this row's products."""
         if tuple(int(part) for part in device.capability.split(".")) < cls.since:
             least, row = ".".join(map(str, cls.since)), cls.flavour.replace("_", "-")
             raise EngineMismatch(
@@ -179,7 +179,7 @@ class TensorRTFP8(TensorRTInt8):
 class TensorRTRTX(TensorRT):
     """TensorRT-RTX in float32: built at export on any machine, compiled further where it is loaded."""
 
-    # Its plans have a runtime of their own, which Triton's backend has not.
+    # Its plans need TensorRT-RTX's own runtime, which Triton's TensorRT backend lacks.
     backend: ClassVar[str | None] = None
     maker: ClassVar[str] = "tiercel_export.models.tensorrt:make_tensorrt_rtx"
     flavour: ClassVar[str] = "tensorrt_rtx"
@@ -235,7 +235,7 @@ _BUILD = "run `tiercel build-engines RELEASE` on the machine that will serve it"
 
 
 def _no_modelopt() -> str | None:
-    """Return that what finds the scales is not installed, and what to do; None where it is."""
+    """Return that ModelOpt, which computes the scales, is not installed and what to do, or None."""
     if find_spec("modelopt") is not None:
         return None
     return (
@@ -245,7 +245,7 @@ def _no_modelopt() -> str | None:
 
 
 def _build(trt: Any, flavour: Flavour, folder: Path, name: str, here: str, refittable: bool) -> str:
-    """Build a plan and write it with what it is bound to."""
+    """Build a plan, write it and its :class:`~.bound.Bound`, and describe it."""
     specification, file, timings = BuildSpecification.read(folder), folder / name, folder / TIMING_CACHE
     known = timings.read_bytes() if timings.is_file() else b""
     plan = build_plan(trt, flavour, folder, specification, known, refittable=refittable)
@@ -258,7 +258,7 @@ def _build(trt: Any, flavour: Flavour, folder: Path, name: str, here: str, refit
 
 
 def _refit(trt: Any, flavour: Flavour, folder: Path, old: Path, name: str) -> str:
-    """Write the old plan with the new weights, and what it is bound to."""
+    """Write the old plan with the new weights and its :class:`~.bound.Bound`, and describe it."""
     specification, file = BuildSpecification.read(folder), folder / name
     network = folder / specification.network
     digest = network_sha256(network)
@@ -271,7 +271,7 @@ def _refit(trt: Any, flavour: Flavour, folder: Path, old: Path, name: str) -> st
 
 
 def _device(flavour: Flavour) -> Device | None:
-    """Return the GPU that a plan is built for; None where it is built for many."""
+    """Return the GPU that a plan is built for; None if its plans are portable."""
     return None if flavour.portable else find_device(runtime())
 
 
@@ -282,7 +282,7 @@ def _described(flavour: Flavour, device: Device | None) -> str:
 def _is_of(
     file: Path, flavour: Flavour, version: str, device: str, wanted: BuildSpecification, refittable: bool
 ) -> bool:
-    """Whether a plan that lies there is the one that would be built."""
+    """Return whether an existing plan is the one that would be built."""
     if not file.is_file() or not file.with_name(file.name + SUFFIX).is_file():
         return False
     bound = Bound.read(file)
@@ -292,7 +292,7 @@ def _is_of(
 
 
 def _key(flavour: Flavour, version: str, device: str, wanted: BuildSpecification, refittable: bool) -> str:
-    """Return the folder of a plan in the cache: everything that decides what is built."""
+    """Return the name of a plan's folder in the cache, a digest of everything that decides what is built."""
     named = (flavour.name, version, device, *(("refittable",) if refittable else ()))
     digest = hashlib.sha256("\n".join(named).encode())
     digest.update(msgspec.json.encode(wanted))
@@ -306,5 +306,5 @@ def _copy(source: Path, to: Path, name: str) -> None:
 
 
 def installed(flavour: str) -> bool:
-    """Whether a flavour's library is installed here."""
+    """Return whether a flavour's library is installed here."""
     return find_module(FLAVOURS[flavour]) is not None

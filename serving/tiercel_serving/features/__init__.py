@@ -1,6 +1,7 @@
 """The feature program: a fitted NVTabular workflow, compiled to a few vectorised NumPy steps.
 
-``program.py`` holds what callers see, ``steps.py`` the steps. Neither needs pandas, NVTabular or pickle.
+``program.py`` is the interface for callers, and ``steps.py`` lists the steps. Neither needs pandas, NVTabular
+or pickle.
 """
 
 from .program import PROGRAM_FORMAT, FeatureProgram, InputColumn, OutputColumn

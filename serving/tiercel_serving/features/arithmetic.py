@@ -1,7 +1,7 @@
 """The steps that compute with numbers: arithmetic, functions, comparison, logic, casts.
 
-Integers and booleans compute in int64, where they wrap round as NumPy's do; whatever has a float operand, in
-float64. ``operator`` and ``function`` name NumPy's own.
+Integers and booleans are computed in int64, which wraps on overflow as in NumPy. With a float operand,
+float64 is used. ``operator`` and ``function`` are names of NumPy's operations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..spec import Array
 from .registers import Columns, Elementwise, Register, Registers, nan_where_null, where_all_valid
 
-#: Arithmetic of two operands.
+#: Arithmetic on two operands.
 ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
     "+": np.add,
     "-": np.subtract,
@@ -28,9 +28,9 @@ ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
     "min": np.minimum,
     "max": np.maximum,
 }
-#: These are float64 whatever their operands are.
+#: Operators whose result is always float64.
 ALWAYS_FLOAT = ("/", "**")
-#: These have no answer for a divisor of 0: null.
+#: Operators whose result is null for a divisor of 0.
 DIVIDING = ("//", "%")
 
 COMPARISON: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -48,7 +48,7 @@ LOGIC: Mapping[str, Callable[[Any, Any], Any]] = {
     "xor": np.logical_xor,
 }
 
-#: Functions of one number: those that leave integers integers, and those that are float64.
+#: Functions of one number that keep integers, and functions that return float64.
 OF_INTEGERS: Mapping[str, Callable[[Any], Any]] = {
     "abs": np.abs,
     "negative": np.negative,
@@ -74,14 +74,14 @@ WAVES: Mapping[str, Callable[[Any], Any]] = {"sin": np.sin, "cos": np.cos}
 
 
 def computed(operator: str, x: Array, y: Array) -> tuple[Array, Array | None]:
-    """Return ``x operator y`` of two arrays of one dtype, and which answers there are; None is all.
+    """Return ``x operator y`` for two arrays of one dtype, and which results are valid; None means all.
 
     Parameters
     ----------
     operator
         A key of :data:`ARITHMETIC`.
     x, y
-        Both int64 or both float64, of shapes that broadcast.
+        Both int64 or both float64, with shapes that broadcast.
     """
     if operator not in DIVIDING:
         return ARITHMETIC[operator](x, y), None
@@ -93,27 +93,27 @@ def computed(operator: str, x: Array, y: Array) -> tuple[Array, Array | None]:
 
 
 def wave(function: str, x: Array, period: Any) -> Array:
-    """Return the sine or cosine of ``2 * pi * x / period``, in float64 and in this order."""
+    """Return the sine or cosine of ``2 * pi * x / period`` in float64, evaluated from left to right."""
     return np.asarray(WAVES[function](2.0 * np.pi * x / period))
 
 
 def whole(x: Array, dtype: npt.DTypeLike) -> tuple[npt.NDArray[np.int64], Array | None]:
-    """Return numbers as integers, rounded towards zero, and which the dtype can hold; None is all."""
+    """Return numbers as int64, rounded towards zero, and which ones ``dtype`` can hold; None means all."""
     limits = np.iinfo(dtype)
     if x.dtype.kind != "f":
         held = (x >= limits.min) & (x <= limits.max)
         return x, None if held.all() else held
     x = np.trunc(x)
-    # 2**63 itself is a float, and the largest int64 none.
+    # The largest int64 has no exact float64, but the bound above it, 2**63, has.
     held = (x >= float(limits.min)) & (x < float(limits.max) + 1 if limits.bits < 64 else x < 2.0**63)
     return np.where(held, x, 0).astype(np.int64), None if held.all() else held
 
 
 class _OfTwo:
-    """Base of the steps of a column with a constant, or of two columns: what ``in`` says.
+    """Base of the steps on columns and a constant, or on two columns, depending on ``in``.
 
-    The constant of each column is in the array ``value [C, 1]``, or it is the text ``text``; ``swap`` puts it
-    first.
+    The constant of each column is in the array ``value [C, 1]``, or it is the text ``text``. ``swap`` makes
+    it the first operand.
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -127,7 +127,7 @@ class _OfTwo:
             self._value[0, 0] = step["text"].encode("utf-8", "surrogatepass")
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
-        """Compute :meth:`apply` of both operands."""
+        """Compute :meth:`apply` on both operands."""
         if isinstance(self._in, int):
             offsets = registers[self._in].offsets
             x, valid = self._operand(registers[self._in], slice(None))
@@ -152,12 +152,12 @@ class _OfTwo:
         return x.astype(self._dtype, copy=False), valid
 
     def apply(self, x: Array, y: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Return ``x operator y`` and which of it is real."""
+        """Return ``x operator y``, and which results are valid."""
         raise NotImplementedError
 
 
 class Compute(_OfTwo):
-    """Arithmetic; null if an operand is, or where it divides by 0 and rounds."""
+    """Arithmetic; null if an operand is null, or if ``//`` or ``%`` divides by 0."""
 
     def apply(self, x: Array, y: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Compute."""
@@ -169,7 +169,7 @@ class Compute(_OfTwo):
 
 
 class Compare(_OfTwo):
-    """Comparison as 0 and 1; a null is unlike anything, and neither less nor greater."""
+    """Comparison as 0 and 1; with a null operand only ``!=`` holds."""
 
     def apply(self, x: Array, y: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Compare."""
@@ -180,7 +180,7 @@ class Compare(_OfTwo):
 
 
 class Logic(_OfTwo):
-    """``and``, ``or`` and ``xor`` of truths as 0 and 1; 0 and null are false."""
+    """``and``, ``or`` and ``xor`` as 0 and 1; 0 and null are false."""
 
     def apply(self, x: Array, y: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Combine."""
@@ -191,7 +191,7 @@ class Logic(_OfTwo):
 
 
 def truth(x: Array, valid: Array | None) -> Array:
-    """Return which numbers are true: not 0 and not null."""
+    """Return which numbers are true, that is not 0 and not null."""
     holds = x != 0
     if x.dtype.kind == "f":
         return np.asarray(holds & ~np.isnan(x))
@@ -199,7 +199,7 @@ def truth(x: Array, valid: Array | None) -> Array:
 
 
 class Not(Elementwise):
-    """``not`` as 0 and 1; a null is false, so that this is true."""
+    """``not`` as 0 and 1; a null is false, so the result is 1."""
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Negate."""
@@ -207,7 +207,7 @@ class Not(Elementwise):
 
 
 class Function(Elementwise):
-    """A function of one number; a null has none."""
+    """A function of one number; null for a null."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -222,7 +222,7 @@ class Function(Elementwise):
 
 
 class Wave(Elementwise):
-    """:func:`wave` with a period of each column's own; a null has none."""
+    """:func:`wave` with a period for each column; null for a null."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -235,7 +235,7 @@ class Wave(Elementwise):
 
 
 class ToWhole(Elementwise):
-    """Numbers as integers, rounded towards zero; what the dtype can't hold is null."""
+    """Numbers as int64, rounded towards zero; null for a number that the step's dtype can't hold."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -248,7 +248,7 @@ class ToWhole(Elementwise):
 
 
 class ToTruth(Elementwise):
-    """Numbers as booleans, 0 and 1: which are not 0; null stays null."""
+    """Numbers as booleans: 0 for 0 and 1 for any other; a null stays null."""
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Compare with 0."""

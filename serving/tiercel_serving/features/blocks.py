@@ -1,4 +1,4 @@
-"""A whole table through a feature program, block by block."""
+"""Run a feature program over a whole table, block by block."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from ..columns import Column, take_rows
 from ..spec import Array
 
-#: Rows that go through a feature program at once: bounds its temporaries, not its results.
+#: Rows per block, which bounds the temporaries of a feature program but not its results.
 _BLOCK = 65_536
 
 
 class Program(Protocol):
-    """What a table needs of a feature program."""
+    """The part of a feature program that :func:`transform` uses."""
 
     def packed(self, columns: Mapping[str, Column], n: int) -> dict[str, Array]:
         """Return the packed tensors of ``n`` rows."""
@@ -32,11 +32,11 @@ def transform(program: Program, columns: Mapping[str, Column], n: int) -> dict[s
     columns
         Its inputs, ``n`` rows each.
     n
-        How many rows.
+        Number of rows, at least 1.
 
     Returns
     -------
-    Packed tensors ``[n, …]``.
+    Packed tensors ``[n, …]``, as :meth:`.FeatureProgram.packed` returns them.
     """
     blocks = []
     for start in range(0, n, _BLOCK):

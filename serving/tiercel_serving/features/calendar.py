@@ -1,8 +1,8 @@
-"""The steps of times: parts of a date, and differences.
+"""The steps on times: parts of a date, and differences.
 
-A time is a whole number of ticks since 1970-01-01T00:00 UTC, of seconds, milliseconds, microseconds or
-nanoseconds. Days and months are those of the proleptic Gregorian calendar, whatever the year; weeks are ISO
-8601's. A time zone is a table: from which second on which offset holds.
+A time is a whole number of ticks since 1970-01-01T00:00 UTC, in seconds, milliseconds, microseconds or
+nanoseconds. Dates follow the proleptic Gregorian calendar in every year, and weeks ISO 8601. A time zone is a
+table of the instants at which its offset from UTC changes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .registers import Columns, Elementwise, Register, Registers, where_all_vali
 
 Whole = npt.NDArray[np.int64]
 
-#: Ticks of a unit in one second.
+#: Unit → its ticks per second.
 PER_SECOND: Mapping[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-#: Seconds of a unit of whole seconds.
+#: Unit of at least a second → its length in seconds.
 SECONDS: Mapping[str, int] = {"s": 1, "m": 60, "h": 3600, "D": 86_400, "W": 7 * 86_400}
-#: After so many seconds, 400 years, the calendar repeats itself: 146,097 days, which are 20,871 weeks.
+#: The period of the calendar, 400 years in seconds: 146,097 days, which are 20,871 weeks.
 CYCLE_SECONDS = 146_097 * 86_400
 
 _DAY = 86_400
@@ -34,19 +34,19 @@ class Zone(NamedTuple):
     Parameters
     ----------
     instants
-        ``[T]`` int64, ascending: the seconds since 1970 at which the offset changes.
+        ``[T]`` int64, ascending: the times in seconds since 1970 at which the offset changes.
     offsets
-        ``[T + 1]`` int64 seconds: the first before any change, then after each.
+        ``[T + 1]`` int64 seconds: the offset before the first change, then the one after each.
     """
 
     instants: Whole
     offsets: Whole
 
     def local(self, seconds: Whole) -> Whole:
-        """Return what clocks show at ``seconds`` since 1970 in UTC, as seconds since 1970 on those clocks.
+        """Return the local time at ``seconds`` since 1970 UTC, as seconds since 1970-01-01T00:00 local time.
 
-        The table reaches over one whole cycle of the calendar after its last irregular change; later times
-        have the offset that they have as many cycles before.
+        The table covers one whole period of the calendar after its last irregular change. A later time has
+        the offset of the time a whole number of periods earlier.
         """
         within = seconds
         if len(self.instants) and (late := seconds > self.instants[-1]).any():
@@ -57,7 +57,7 @@ class Zone(NamedTuple):
 
 
 class Moment:
-    """Times on a clock, and what a calendar says of them; each is computed when it is asked for.
+    """Local times and their calendar fields, each computed on access.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Moment:
     unit
         A key of :data:`PER_SECOND`.
     zone
-        The clock's zone; None is UTC.
+        The time zone; None is UTC.
     """
 
     def __init__(self, ticks: Whole, unit: str, zone: Zone | None) -> None:
@@ -95,7 +95,7 @@ class Moment:
 
     @property
     def year(self) -> Whole:
-        """Of the Gregorian calendar, with a year 0."""
+        """In the proleptic Gregorian calendar, which has a year 0."""
         return self.month_number // 12 + 1970
 
     @property
@@ -115,7 +115,7 @@ class Moment:
 
     @property
     def week(self) -> Whole:
-        """ISO 8601: week 1 is that of the year's first Thursday."""
+        """ISO 8601 week, from 1 to 53: week 1 has the year's first Thursday."""
         thursday = self.days - self.weekday + 3
         year = _whole(thursday.astype("datetime64[D]").astype("datetime64[Y]")) + 1970
         return (thursday - first_day_of_year(year)) // 7 + 1
@@ -140,16 +140,16 @@ def _whole(times: Array) -> Whole:
 
 
 def first_day_of_month(month_number: Whole) -> Whole:
-    """Return days since 1970 of the first day of months since January 1970."""
+    """Return the first day of months (counted since January 1970), in days since 1970."""
     return _whole(month_number.astype("datetime64[M]").astype("datetime64[D]"))
 
 
 def first_day_of_year(year: Whole) -> Whole:
-    """Return days since 1970 of January 1 of years."""
+    """Return January 1 of years, in days since 1970."""
     return _whole((year - 1970).astype("datetime64[Y]").astype("datetime64[D]"))
 
 
-#: Each part of a time by its name, which is pandas' own where pandas has it.
+#: Name of a part of a time → how it is computed. Where pandas has the part, the name is pandas'.
 PARTS: Mapping[str, Callable[[Moment], Array]] = {
     "year": lambda at: at.year,
     "quarter": lambda at: (at.month + 2) // 3,
@@ -200,11 +200,11 @@ def time_difference(later: Whole, earlier: Whole, units: tuple[str, str], unit: 
     units
         The unit of each: keys of :data:`PER_SECOND`.
     unit
-        The unit of the answer: a key of :data:`PER_SECOND` or :data:`SECONDS`.
+        The unit of the result: a key of :data:`PER_SECOND` or :data:`SECONDS`.
 
     Returns
     -------
-    int64. Beyond 64 bits it wraps round, as integers do in NumPy.
+    int64, which wraps on overflow as in NumPy.
     """
     wanted = PER_SECOND.get(unit, 1)
     finest = max(*(PER_SECOND[own] for own in units), wanted)
@@ -213,7 +213,7 @@ def time_difference(later: Whole, earlier: Whole, units: tuple[str, str], unit: 
 
 
 def ticks_of(x: Array, valid: Array | None) -> tuple[Whole, Array | None]:
-    """Return whole ticks of numbers, rounded down, and which are real; what int64 can't hold is null."""
+    """Return numbers as int64 ticks, rounded down, and which are valid; one beyond int64 is null."""
     if x.dtype.kind != "f":
         return x, valid
     within = (x >= -(2.0**63)) & (x < 2.0**63)
@@ -221,7 +221,7 @@ def ticks_of(x: Array, valid: Array | None) -> tuple[Whole, Array | None]:
 
 
 class DatePart(Elementwise):
-    """A part of a time; a null has none, and is no weekend, month end or the like."""
+    """A part of a time: null for a null, or 0 if the part is a boolean such as ``is_weekend``."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -230,7 +230,7 @@ class DatePart(Elementwise):
         self._zone = Zone(arrays["instants"], arrays["offsets"]) if "offsets" in arrays else None
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Take the part: int64, 0 and 1 of a boolean."""
+        """Compute the part as int64, with 0 and 1 for a boolean."""
         ticks, valid = ticks_of(x, valid)
         part = date_part(self._part, ticks, self._unit, self._zone)
         if part.dtype != np.bool_:
@@ -239,7 +239,7 @@ class DatePart(Elementwise):
 
 
 class TimeDifference:
-    """The difference of two times in whole units; null if one of them is."""
+    """The difference of two times in whole units; null if either is null."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._sources: list[tuple[int, int]] = [(register, row) for register, row in step["in"]]

@@ -1,4 +1,4 @@
-"""The steps that turn values into category ids: vocabularies as tables."""
+"""The steps that map values to category ids with vocabularies stored as tables."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NO_KEY = np.int64(-(2**63))
 
 
 def keys_as_is(x: Array) -> tuple[Array, Array | None]:
-    """int64 into an int64 vocabulary."""
+    """Return int64 values as keys of an int64 vocabulary."""
     return x, None
 
 
 def keys_by_cast(dtype: str) -> Any:
-    """Return what casts into an integer or boolean vocabulary, as ``astype`` does: 5.5 becomes 5.
+    """Return a function that casts to the dtype of an integer or boolean vocabulary, so 5.5 becomes 5.
 
-    NVTabular raises on what is not finite; here ±inf is merely not in the vocabulary.
+    NVTabular raises on values that are not finite; here ±inf is unseen.
     """
     target = np.dtype(dtype)
 
@@ -39,7 +39,7 @@ def keys_by_cast(dtype: str) -> Any:
 
 
 def keys_of_whole(x: Array) -> tuple[Array, Array | None]:
-    """Into a float vocabulary that holds only whole numbers below 2**53: an exact int64 key or none."""
+    """Return int64 keys of a float vocabulary of whole numbers below 2**53; others get an unseen key."""
     if x.dtype.kind != "f":
         return x, None
     whole = x.astype(np.int64)
@@ -47,7 +47,7 @@ def keys_of_whole(x: Array) -> tuple[Array, Array | None]:
 
 
 def keys_of_bits(dtype: str) -> Any:
-    """Return what casts into any other float vocabulary and takes the bits; -0.0 and 0.0 are one key."""
+    """Return a function that makes keys from the bits of a float vocabulary's dtype; -0.0 and 0.0 are one."""
     target = np.dtype(dtype)
     bits = np.dtype(f"i{target.itemsize}")
 
@@ -58,7 +58,7 @@ def keys_of_bits(dtype: str) -> Any:
 
 
 def key_function(name: str) -> Any:
-    """Return the function that a step's ``keys`` names: ``int64``, ``whole``, ``cast:…`` or ``bits:…``."""
+    """Return the function for a step's ``keys``: ``int64``, ``whole``, ``cast:<dtype>``, ``bits:<dtype>``."""
     if name == "int64":
         return keys_as_is
     if name == "whole":
@@ -68,7 +68,7 @@ def key_function(name: str) -> Any:
 
 
 class _Encode(Elementwise):
-    """Base of the steps that turn values into category ids."""
+    """Base of the steps that map numbers to category ids."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -76,7 +76,7 @@ class _Encode(Elementwise):
         self._null, self._unseen = arrays["null"], arrays["unseen"]
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Look up; nulls and what cannot be a key get their own ids."""
+        """Look up; nulls get the null id, and values that cannot be a key the unseen id."""
         keys, outside = self._keys(x)
         ids = self.find(keys)
         if outside is not None:
@@ -95,7 +95,7 @@ class _Encode(Elementwise):
 
 
 class EncodeDirect(_Encode):
-    """Dense integer vocabularies: one gather from all columns' direct tables, laid end to end."""
+    """Dense integer vocabularies: one gather from the direct tables of all columns, stored end to end."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -105,7 +105,7 @@ class EncodeDirect(_Encode):
         self._base = arrays["base"] if len(arrays["base"]) > 1 else None
 
     def find(self, keys: Array) -> Array:
-        """Gather; what lies outside a column's table reads its last entry, the unseen id."""
+        """Gather; a key outside a column's table reads the last entry, the unseen id."""
         index = np.minimum(keys.view(_UINT64) - self._lowest, self._span).view(_INT64)
         if self._base is not None:
             index += self._base
@@ -114,7 +114,7 @@ class EncodeDirect(_Encode):
 
 
 class EncodeHash(_Encode):
-    """Other vocabularies of numbers: one fused lookup for all columns."""
+    """Other numeric vocabularies: one fused lookup for all columns."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -134,7 +134,7 @@ class EncodeText(Elementwise):
         self._null = arrays["null"]
 
     def apply(self, x: Any, valid: Array | None) -> tuple[Array, Array | None]:
-        """Look up objects, or packed strings."""
+        """Look up ``bytes`` objects or packed strings."""
         if isinstance(x, Strings):
             ids = self._lookup.find(x).reshape(len(self._null), -1)
         else:

@@ -1,8 +1,8 @@
-"""The steps of keyed tables: from the keys of a row to a row of a fitted table, and from there its columns.
+"""The steps that join a fitted table: they look a row up by its keys, and gather its columns.
 
-Each key column is encoded by the steps of ``encode.py``: a dense code for each of its values in the table,
-one for null and one for unseen. ``combine_keys`` makes one number of them and looks it up; the ``gather``
-steps take columns of the table by the row number found. The table's last row answers for unseen keys.
+The steps of ``encode.py`` encode each key column, with a dense code for each of its values in the table, one
+for null and one for unseen values. ``combine_keys`` combines the codes to one number and looks it up. The
+``gather`` steps read columns of the table at the row found. Unseen keys get the table's last row.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..lookups.strings import Strings
 from ..spec import Array
 from .registers import Columns, Register, Registers
 
-#: A gathered text column of up to this many rows is held as Python objects, which are taken at once;
-#: longer ones stay memory-mapped, and only the texts asked for become objects.
+#: A text column with up to this many rows is held as Python objects, which are gathered at once. Longer ones
+#: stay memory-mapped, and only the gathered texts become objects.
 TEXTS_IN_MEMORY = 4096
 
 
 class CombineKeys:
-    """The codes of several key columns as one mixed-radix number, looked up.
+    """Combine the codes of several key columns to one mixed-radix number, and look it up.
 
-    ``radix`` is how many codes each column has; the last column's codes are the lowest digits.
+    ``radix`` is the number of codes of each column; the last column is the least significant digit.
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -35,7 +35,7 @@ class CombineKeys:
         self._lookup = open_lookup(arrays, "lookup0")
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
-        """Combine and look up: ``[1, n]`` int64, never null."""
+        """Combine and look up: ``[1, n]`` int64 row numbers, never null."""
         register, row = self._sources[0]
         offsets = registers[register].offsets
         keys = registers[register].x[row]
@@ -45,12 +45,12 @@ class CombineKeys:
 
 
 class Gather:
-    """Number columns of fitted tables, laid end to end, by row number; an integer column may have nulls."""
+    """Gather numeric columns of fitted tables, stored end to end; an integer column may have nulls."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._source: int = step["in"]
         rows: list[int] = step["rows"]
-        # Columns of one table share their row numbers, which then need no copy for each of them.
+        # Columns of one table share their row numbers, so these need not be copied for each column.
         self._rows: Any = slice(rows[0], rows[0] + 1) if len(set(rows)) == 1 else np.array(rows)
         self._table, self._valid = arrays["table"], arrays.get("valid")
         self._base = arrays["base"] if len(rows) > 1 else None
@@ -68,19 +68,19 @@ class Gather:
 
 
 class _Texts:
-    """Texts laid end to end: ``offsets [R + 1]`` and ``blob``."""
+    """Texts stored end to end: ``offsets [R + 1]`` and ``blob``."""
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._strings = Strings(arrays["blob"], arrays["offsets"])
         self._objects = self._strings.objects() if len(self._strings) <= TEXTS_IN_MEMORY else None
 
     def take(self, index: npt.NDArray[np.int64]) -> Array:
-        """Return the texts with these numbers as an object array of ``bytes``."""
+        """Return the texts at these positions as an object array of ``bytes``."""
         return self._strings.take(index).objects() if self._objects is None else self._objects[index]
 
 
 class GatherText:
-    """A text column of a fitted table, by row number."""
+    """Gather a text column of a fitted table."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._source: int = step["in"]
@@ -97,10 +97,10 @@ class GatherText:
 
 
 class GatherList:
-    """A list column of a fitted table, by row number; an unseen key gives a null list.
+    """Gather a list column of a fitted table; an unseen key gives a null list.
 
-    ``row_offsets [R + 1]`` bounds the elements of each row: ``values``, or texts; ``row_valid [R]`` says
-    which rows are lists, ``valid`` which elements are not null (absent if all are).
+    ``row_offsets [R + 1]`` bounds the elements of each row, which are ``values`` or texts. ``row_valid [R]``
+    marks the rows that are not null, and ``valid`` the elements (absent if none is null).
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:

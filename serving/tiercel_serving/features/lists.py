@@ -13,9 +13,9 @@ from .registers import Columns, Register, Registers
 
 
 class ListSlice:
-    """``row[start:end]`` of each list, as Python slices; then padding to ``length`` elements, if given.
+    """``row[start:end]`` of each list, with Python's slicing; then padding to ``length`` elements, if given.
 
-    Without ``length`` a null list stays null, else it is an empty list, all padding.
+    Without ``length`` a null list stays null. With it, a null list becomes padding only.
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -52,5 +52,5 @@ class ListSlice:
 
 
 def _position(bound: int, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return a slice's bound as a position in each row, from 0 to its length."""
+    """Return a slice bound as a position in each row, from 0 to the row's length."""
     return np.clip(lengths + bound if bound < 0 else bound, 0, lengths)

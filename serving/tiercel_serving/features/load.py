@@ -14,12 +14,12 @@ from ..lookups.strings import Strings
 from ..spec import Array
 from .registers import Columns, Register, Registers, nan_where_null
 
-#: Up to this many offsets are compared as Python integers, which takes a fifth of NumPy's time.
+#: Up to this many offsets are compared as Python integers, in a fifth of NumPy's time.
 FEW_OFFSETS = 8
 
 
 def checked_column(columns: Columns, name: str, n: int, is_list: bool) -> Column:
-    """Return a column of ``n`` rows, or refuse one that is missing or of another form."""
+    """Return a column with ``n`` rows; InvalidRequest if it is missing or has another form."""
     column = columns.get(name)
     if column is None:
         raise InvalidRequest(f"features: column {name!r} is missing; send it, or null in every row")
@@ -36,12 +36,12 @@ def checked_column(columns: Columns, name: str, n: int, is_list: bool) -> Column
 
 
 def _count(column: Column) -> int:
-    """Return how many values a column has: of a list column, the elements of all rows."""
+    """Return a column's number of values, which for a list column are the elements of all rows."""
     return len(column.values) if column.text_offsets is None else len(column.text_offsets) - 1
 
 
 def _check_offsets(name: str, offsets: Array, size: int, what: str, unit: str) -> None:
-    """Refuse offsets that do not cut ``size`` elements or bytes into one piece after the other."""
+    """Refuse offsets that are not ascending integers within ``size`` elements or bytes."""
     if offsets.dtype.kind not in "iu" or len(offsets) == 0:
         raise InvalidRequest(
             f"features: column {name!r}: its {what} need int64 offsets, one more than there are of them, "
@@ -70,7 +70,7 @@ def _misfit(name: str, offsets: Array, size: int, what: str, unit: str) -> Inval
 
 
 def _check_valid(name: str, valid: Array | None, size: int, what: str) -> None:
-    """Refuse flags of validity that are not one boolean for each value or row."""
+    """Refuse validity flags that are not one boolean for each value or row."""
     if valid is not None and (len(valid) != size or valid.dtype != np.bool_):
         raise InvalidRequest(
             f"features: column {name!r} has {size} {what}, but got {len(valid)} validity flags of "
@@ -99,7 +99,7 @@ def _typed(name: str, column: Column, dtype: np.dtype[Any]) -> Array:
 
 
 class Load:
-    """Stack scalar columns of one dtype into a register; packed text stays packed if the step says so."""
+    """Stack scalar columns of one dtype into a register; text stays packed if the step says ``packed``."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._names: list[str] = step["columns"]
@@ -121,7 +121,7 @@ class Load:
         return Register(_stacked(parts, n))
 
     def _run_checked(self, columns: Columns, n: int) -> Register:
-        """Load what has nulls, needs a cast, is packed text, or is wrong."""
+        """Load columns that have nulls, need a cast, are packed text, or are invalid."""
         loaded = [checked_column(columns, name, n, False) for name in self._names]
         if self._packed and all(column.text_offsets is not None for column in loaded):
             strings = Strings.join([column.strings() for column in loaded])
@@ -149,7 +149,7 @@ def _stacked(parts: Sequence[Array], n: int) -> Array:
 
 
 class LoadList:
-    """Load one list column; what lies in a null list is dropped."""
+    """Load one list column; elements of a null list are dropped."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._name: str = step["column"]

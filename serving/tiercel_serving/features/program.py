@@ -1,4 +1,4 @@
-"""The feature program as callers see it: its columns, and running it on a batch."""
+"""The feature program's interface: its columns, and how it runs on a batch."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class InputColumn:
     name
         Its name in the workflow.
     dtype
-        ``int64``, ``float32``, ``float64``, ``bool`` or ``bytes``: what a request sends. Integers of any
-        width travel as int64.
+        The dtype in requests: ``int64``, ``float32``, ``float64``, ``bool`` or ``bytes``. Integers of any
+        width are sent as int64.
     is_list
-        Whether each row is a list of that.
+        Whether each row is a list of such values.
     part
         ``user``, ``context`` or ``item``.
     unit
-        Of a time, what its int64 values count since 1970-01-01 UTC: ``s``, ``ms``, ``us`` or ``ns``.
+        For a time, the unit of its int64 values since 1970-01-01 UTC: ``s``, ``ms``, ``us`` or ``ns``.
     is_date
-        Whether the workflow was fitted on dates and times, and not on numbers that count.
+        Whether the workflow was fitted on dates and times, rather than on such numbers.
     """
 
     name: str
@@ -58,14 +58,14 @@ class OutputColumn:
     name
         Its name in the workflow's output.
     kind
-        ``cat`` (a category id or bucket), ``num``, or ``raw``: text that passes through, which no model
-        takes and no packed tensor holds.
+        ``cat`` (a category id or bucket), ``num``, or ``raw`` (text that passes through, for no model and in
+        no packed tensor).
     is_list
         Whether each row is a list.
     length
         L of the packed ``[n, L]`` tensor of a list; None packs to the longest row of the batch.
     dtype
-        NVTabular's dtype (of the elements, for a list), before the packing cast.
+        NVTabular's dtype (of the elements, for a list), before the cast of :meth:`FeatureProgram.packed`.
     """
 
     name: str
@@ -98,7 +98,7 @@ class FeatureProgram:
             OutputColumn(**{key: column[key] for key in ("name", "kind", "is_list", "length", "dtype")})
             for column in program["outputs"]
         )
-        #: The inputs that hold the events of a session: as many in each row of one as of the others.
+        #: The inputs that hold a session's events; in each row they have one length.
         self.events = tuple(step["column"] for step in program["steps"] if step["op"] == "load_events")
         self._program = program
         self._steps = open_steps(program["steps"], arrays)
@@ -141,11 +141,11 @@ class FeatureProgram:
         Parameters
         ----------
         columns
-            One column of ``n`` rows for each of :attr:`inputs`; others are ignored. Integers and
-            booleans of any width stand for int64, and any number for a float. Text is an object array of
-            ``bytes``, or packed (``Column.text_offsets``), which vocabularies read as it is.
+            One column of ``n`` rows for each of :attr:`inputs`; others are ignored. int64 accepts integers
+            and booleans of any width, and a float dtype any number. Text is an object array of ``bytes``, or
+            packed (``Column.text_offsets``), which vocabularies read without unpacking.
         n
-            Rows of the batch; 0 is fine.
+            Rows of the batch, possibly 0.
 
         Returns
         -------
@@ -155,7 +155,7 @@ class FeatureProgram:
         Raises
         ------
         InvalidRequest
-            A column is missing, has another length or dtype, or is a list where a scalar should be.
+            A column is missing, has another length or dtype, or is a list instead of a scalar or vice versa.
         """
         registers = self._execute(columns, n)
         out: dict[str, Column] = {}
@@ -170,7 +170,7 @@ class FeatureProgram:
         return out
 
     def packed(self, columns: Mapping[str, Column], n: int) -> dict[str, Array]:
-        """Compute the packed tensors of the models.
+        """Compute the packed tensors that models read.
 
         Parameters
         ----------
@@ -181,7 +181,7 @@ class FeatureProgram:
         -------
         ``<part>_cat [n, C]`` int64 and ``<part>_num [n, F]`` float32, in the order of :attr:`outputs`
         (absent if there is no such column), and ``<part>_list_<name> [n, L]`` int64 or float32 for each
-        list, padded with 0, the first L elements kept. A null is 0 in an integer tensor, NaN in a float.
+        list, cut after L elements and padded with 0. A null is 0 in an integer tensor, NaN in a float.
         """
         registers = self._execute(columns, n)
         out: dict[str, Array] = {}
@@ -226,9 +226,10 @@ class FeatureProgram:
 
 
 def _not_bytes(inputs: Sequence[InputColumn], columns: Mapping[str, Column]) -> InvalidRequest | None:
-    """Return the error of a text column that holds something else than ``bytes``, if there is one.
+    """Return the error for a text column with values other than ``bytes``, or None.
 
-    Looked for once a step has failed: to look at each string of each request would cost more than the steps.
+    This runs only after a step has failed, because checking each string of each request would cost more than
+    the steps.
     """
     for column in inputs:
         if column.dtype == "bytes" and columns[column.name].values.dtype == np.object_:
@@ -244,7 +245,7 @@ def _not_bytes(inputs: Sequence[InputColumn], columns: Mapping[str, Column]) -> 
 
 
 def _rows_of(register: Register, rows: Any, dtype: type[Any]) -> Array:
-    """Return columns of a register, a null as 0 or NaN."""
+    """Return columns of a register, with nulls as 0 (int64) or NaN."""
     x: Array = register.x[rows]
     if register.valid is None:
         return x
@@ -280,7 +281,7 @@ def pack_list(register: Register, length: int | None, kind: str) -> npt.NDArray[
 
     Returns
     -------
-    ``[n, L]``, padded with 0; of a longer row the first L elements.
+    ``[n, L]``, padded with 0; a longer row keeps its first L elements. A null is 0 (int64) or NaN (float32).
     """
     offsets = register.offsets
     assert offsets is not None

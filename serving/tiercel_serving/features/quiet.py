@@ -1,4 +1,4 @@
-"""NumPy's floating-point warnings off, at a tenth of what ``numpy.errstate`` costs before NumPy 2."""
+"""Switch off NumPy's floating-point warnings, at a tenth of the cost of ``numpy.errstate`` before NumPy 2."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-# What errstate itself calls; NumPy 2, whose errstate is quick, has them no more.
+# The functions that errstate calls. NumPy 2 no longer has them, but its errstate is fast.
 _GET: Any = getattr(np, "geterrobj", None)
 _SET: Any = getattr(np, "seterrobj", None)
 
 
 class Quiet:
-    """``numpy.errstate(all="ignore")`` for the time of a ``with`` block, in this thread."""
+    """``numpy.errstate(all="ignore")`` for a ``with`` block, in this thread."""
 
     __slots__ = ("_before",)
 

@@ -1,16 +1,17 @@
-"""What the steps of a feature program read and write: registers.
+"""Registers, the values that the steps of a feature program read and write.
 
-A register is four arrays:
+A register has four arrays:
 
 ``x``
     ``[C, n]``: C columns that share an operator chain, n rows. dtype int64, float32, float64, or object
     for ``bytes``. A list column is ``[1, m]``, its m elements.
-    Where nothing but vocabularies reads a text column (``packed`` in the JSON of its load), ``x`` may be
-    packed :class:`~tiercel_serving.lookups.strings.Strings` instead: C columns of n, one after the other.
+    If only vocabularies read a text column (``packed`` in the JSON of its load), ``x`` may be packed
+    :class:`~tiercel_serving.lookups.strings.Strings` instead, with the C columns of n one after the other.
 ``valid``
-    ``[C, n]`` boolean or None. None in a float register, where a null is NaN.
+    ``[C, n]`` boolean, False for a null; or None if there is none. None in a float register, where a null is
+    NaN.
 ``offsets``, ``row_valid``
-    Of a list column, as in :class:`~tiercel_serving.columns.Column`; None otherwise.
+    For a list column, as in :class:`~tiercel_serving.columns.Column`; None otherwise.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..spec import Array
 
 
 class Register(NamedTuple):
-    """Columns between two steps; see the module's text."""
+    """The columns that a step writes; see the module's docstring."""
 
     x: Array
     valid: npt.NDArray[np.bool_] | None = None
@@ -47,7 +48,7 @@ class Step(Protocol):
 
 
 def nan_where_null(x: Array, valid: Array | None) -> Array:
-    """Return a float array with NaN where it is null."""
+    """Return a float array with NaN in place of nulls."""
     if valid is None or valid.all():
         return x
     return np.where(valid, x, x.dtype.type(np.nan))
@@ -56,14 +57,14 @@ def nan_where_null(x: Array, valid: Array | None) -> Array:
 def where_all_valid(
     first: npt.NDArray[np.bool_] | None, second: npt.NDArray[np.bool_] | None
 ) -> npt.NDArray[np.bool_] | None:
-    """Return which values are real in both; None is all."""
+    """Return which values are valid in both; None means all."""
     given = [valid for valid in (first, second) if valid is not None]
     valid = given[0] & given[-1] if given else None
     return None if valid is None or valid.all() else valid
 
 
 class Elementwise:
-    """Base of the steps that change each element by itself; lists keep their offsets and their null rows."""
+    """Base of the steps that map each element; lists keep their offsets and null rows."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._source: int = step["in"]

@@ -1,7 +1,7 @@
-"""The steps of sessions: a row is a session, and its events lie in list columns of one length.
+"""The steps on sessions: a row is a session, and its events are list columns with one length per row.
 
-Steps before these treat the events of all rows alike, as elements. What becomes of a row without events is
-said at each step.
+Earlier steps treat the events of all rows as elements. Each step here states its result for a row without
+events.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .registers import Columns, Register, Registers, nan_where_null
 
 Offsets = npt.NDArray[np.int64]
 
-#: Up to this many events of one row are added in plain Python, which takes a tenth of NumPy's time.
+#: Up to this many events of a single row are added in plain Python, in a tenth of NumPy's time.
 FEW_EVENTS = 64
 
 
 class LoadEvents(LoadList):
     """Load a column of a session's events.
 
-    A row that lacks the column, while the others of the session have events, has a null at each of them. A
-    row that lacks all of them is a session without events.
+    A row that is null here, but has events in other columns of the session, gets a null for each event. A row
+    that is null in all of them is a session without events.
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -37,7 +37,7 @@ class LoadEvents(LoadList):
         self._session: list[str] = step["session"]
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
-        """Load: ``[1, m]``, the m events of all rows."""
+        """Load: ``[1, m]``, the m events of all rows; InvalidRequest if columns differ in length."""
         loaded = super().run(registers, columns, n)
         first = columns.get(self._session[0])
         if loaded.row_valid is None and first is not None and first is columns[self._name]:
@@ -48,7 +48,7 @@ class LoadEvents(LoadList):
         return loaded if loaded.row_valid is None else self._with_nulls(loaded, lengths, n)
 
     def _with_nulls(self, loaded: Register, lengths: Offsets, n: int) -> Register:
-        """Return the register with nulls for the events of the rows that lack the column."""
+        """Return the register with null events in the rows that lack the column."""
         offsets = np.zeros(n + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         known = np.repeat(loaded.row_valid, lengths)  # type: ignore[arg-type]
@@ -67,13 +67,13 @@ class LoadEvents(LoadList):
 
 
 def _same(first: Column, offsets: Array | None) -> bool:
-    """Tell whether another column of the session, without a null row, has as many events in each row."""
+    """Return whether another column of the session has no null rows and the same length in each row."""
     own, valid = first.offsets, first.row_valid
     return own is not None and valid is None and np.array_equal(own, offsets)  # type: ignore[arg-type]
 
 
 def session_lengths(columns: Columns, session: list[str], n: int) -> Offsets:
-    """Return ``[n]``: how many events each row has.
+    """Return the number of events in each row, ``[n]``.
 
     Raises
     ------
@@ -114,9 +114,9 @@ class KeepEvents:
 
 
 class OrderEvents:
-    """The places of all events, those of each row in the order of some columns; ties stay in their order.
+    """The positions of all events, stably sorted within each row by some columns.
 
-    Nulls come last, as in pandas, whether the order ascends or not.
+    Nulls come last in either direction, as in pandas.
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -133,23 +133,23 @@ class OrderEvents:
             keys.extend(_sort_keys(registers[number], ascending))
         if n != 1:
             keys.insert(0, np.repeat(np.arange(n), np.diff(offsets)))
-        # lexsort is stable, and takes its last key first.
+        # lexsort is stable, and its last key is the primary one.
         return Register(np.lexsort(keys[::-1]).reshape(1, -1), None, offsets)
 
 
 def _sort_keys(register: Register, ascending: bool) -> list[Array]:
-    """Return the keys of one column, the first of which counts first."""
+    """Return the sort keys of one column, the primary one first."""
     x = register.x[0]
     if x.dtype == np.object_:
         x = np.unique(x, return_inverse=True)[1] if len(x) else np.zeros(0, np.int64)
     if not ascending:
-        # The complement turns the order of integers round without an overflow; NaN stays last.
+        # The complement reverses the order of integers without overflow. NaN stays last.
         x = -x if x.dtype.kind == "f" else ~x
     return [x] if register.valid is None else [~register.valid[0], np.where(register.valid[0], x, 0)]
 
 
 class TakeEvents:
-    """Events in another order of each row's."""
+    """The events of each row in the order that :class:`OrderEvents` returned."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         (self._source, _), (self._order, _) = step["in"]
@@ -162,18 +162,18 @@ class TakeEvents:
 
 
 class CollectEvents:
-    """The events of a row as its list; no events are an empty list."""
+    """The events of a row as a list; empty for a row without events."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._source: int = step["in"]
 
     def run(self, registers: Registers, columns: Columns, n: int) -> Register:
-        """Return the register, which is a list's."""
+        """Return the register, which holds a list column already."""
         return registers[self._source]
 
 
 class EdgeEvent:
-    """The first or last event of a row, null or not; null where there is none."""
+    """The first or last event of a row, which may be null; null for a row without events."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._source: int = step["in"]
@@ -203,7 +203,7 @@ def _nullable(x: Array, valid: npt.NDArray[np.bool_]) -> Register:
 
 
 def _real(register: Register) -> tuple[Array, Offsets]:
-    """Return the events of all rows that are not null, and where the rows begin and end."""
+    """Return the non-null events of all rows, and the offsets of the rows among them."""
     x, offsets = register.x[0], register.offsets
     assert offsets is not None
     real = ~np.isnan(x) if x.dtype.kind == "f" else None if register.valid is None else register.valid[0]
@@ -213,7 +213,7 @@ def _real(register: Register) -> tuple[Array, Offsets]:
 
 
 class CountEvents:
-    """How many events of a row are not null."""
+    """The number of non-null events of a row."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._source: int = step["in"]
@@ -227,10 +227,10 @@ class CountEvents:
 
 
 class SumEvents:
-    """The sum of a row's events, or their mean; as pandas has them: in order, by Kahan's summation.
+    """The sum or mean of a row's non-null events, in their order by Kahan's summation, as in pandas.
 
-    ``compute`` is the dtype that is added in, the result is float32. Without an event that is not null the
-    sum is 0 and the mean null.
+    ``compute`` is the dtype of the summation; the result is float32. Without a non-null event the sum is 0
+    and the mean null.
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -248,16 +248,16 @@ class SumEvents:
 
 
 def summed(x: Array, offsets: Offsets) -> Array:
-    """Return ``[n]``: the sum of each row, by Kahan's summation in the order of its elements.
+    """Return the sum of each row ``[n]``, by Kahan's summation in the order of its elements.
 
-    As ``group_sum`` of pandas 1.5 (``pandas/_libs/groupby.pyx``); Kahan 1965, "Further remarks on reducing
-    truncation errors". The rows go forward side by side, the longest first, so that those with another
-    element are always the first ones.
+    This is ``group_sum`` of pandas 1.5 (``pandas/_libs/groupby.pyx``); Kahan 1965, "Further remarks on
+    reducing truncation errors". All rows advance together, one element at a time. They are sorted by length,
+    the longest first, so that the rows with a next element are always a prefix.
 
     Parameters
     ----------
     x
-        ``[m]`` integers, which wrap round, or floats without NaN.
+        ``[m]`` integers, which wrap on overflow, or floats without NaN.
     offsets
         ``[n + 1]``: row ``i`` is ``x[offsets[i]:offsets[i + 1]]``.
     """
@@ -272,7 +272,7 @@ def summed(x: Array, offsets: Offsets) -> Array:
         return _summed_alone(x, sums)
     order = np.argsort(-lengths, kind="stable")
     begins = offsets[:-1][order]
-    # How many rows have an element at each place.
+    # The number of rows that have an element at each position.
     going = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)), side="left")
     total, lost = np.zeros_like(sums), np.zeros_like(sums)
     for place, rows in enumerate(going.tolist()):
@@ -285,7 +285,7 @@ def summed(x: Array, offsets: Offsets) -> Array:
 
 
 def _summed_alone(x: Array, sums: Array) -> Array:
-    """Return the sum of one row in plain Python, whose float is float64, or in NumPy's float32."""
+    """Return the sum of a single row, in Python's float for float64, else in NumPy scalars."""
     values = x.tolist() if x.dtype == np.float64 else list(x)
     total = lost = sums.dtype.type(0)
     for value in values:
@@ -298,7 +298,7 @@ def _summed_alone(x: Array, sums: Array) -> Array:
 
 
 class ExtremeEvent:
-    """The least or greatest event of a row, nulls left out; null where there is none."""
+    """The least or greatest non-null event of a row; null if there is none."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._source: int = step["in"]
@@ -316,7 +316,7 @@ class ExtremeEvent:
 
 
 def _first_zeros(out: Array, x: Array, offsets: Offsets) -> None:
-    """Give each zero the sign of the first zero in its row, which of two that are equal is pandas' choice."""
+    """Give a zero result the sign of the first zero in its row, pandas' choice among equal values."""
     zeros = np.flatnonzero(x == 0)
     if not np.signbit(x[zeros]).any():
         return

@@ -1,4 +1,4 @@
-"""The step that compares two columns by the rows of sparse feature matrices."""
+"""The step that compares two columns of ids by their rows in sparse feature matrices."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .registers import Columns, Register, Registers
 
 
 class Matrix(NamedTuple):
-    """A sparse matrix by rows: ``ends [rows + 1]``; ``columns [entries]``, ascending in a row; ``data``."""
+    """A sparse matrix in CSR form: ``ends [rows + 1]``, ``columns [entries]`` ascending per row, ``data``."""
 
     ends: Array
     columns: Array
     data: Array
 
     def entries(self, rows: Array) -> tuple[Array, Array, Array]:
-        """Return the entries of these rows: number of the row asked for, column, value.
+        """Return the entries of these rows, as arrays of the index into ``rows``, the column and the value.
 
-        A negative number counts from the end of ``ends``, as in NVTabular's own loop; a row that is not
-        there has no entries.
+        A negative row number counts from the end of ``ends``, as in NVTabular's loop. A row beyond the matrix
+        has no entries.
         """
         known = (rows >= -len(self.ends)) & (rows < len(self.ends) - 1)
-        rows = np.where(known, rows, -1)  # from the last end to the first: none
+        rows = np.where(known, rows, -1)  # from the last end to the first, hence no entries
         begins = self.ends[rows]
         sizes = np.maximum(self.ends[rows + 1] - begins, 0)
         ends = np.cumsum(sizes)
@@ -35,9 +35,9 @@ class Matrix(NamedTuple):
 
 
 class Similarity:
-    """The inner product of two matrices' rows: products summed up in float64, in the order of the columns.
+    """The inner product of two matrices' rows, with products summed in float64 in the order of the columns.
 
-    A row that the matrix does not have is all zeros; a null gives NaN.
+    A row that a matrix lacks is all zeros; a null gives NaN.
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -53,7 +53,7 @@ class Similarity:
         (left, right), null = self._ids(registers)
         rows, columns_left, data_left = self._left.entries(left)
         others, columns_right, data_right = self._right.entries(right)
-        # Both lists of keys ascend, for so do the rows and, in a row, the columns.
+        # Both lists of keys ascend, because the rows ascend, and the columns within each row.
         keys, other_keys = rows * self._width + columns_left, others * self._width + columns_right
         place = other_keys.searchsorted(keys)
         shared = np.zeros(len(keys), np.bool_)

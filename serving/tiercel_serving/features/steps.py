@@ -2,8 +2,8 @@
 
 A step reads registers (``registers.py``) or request columns, and writes a register.
 
-Every float operation is written as NVTabular orders it: folding ``(x - m) / s`` into one multiplication
-and addition changes last bits in over half of all values.
+Every float operation keeps NVTabular's order, because folding ``(x - m) / s`` into one multiplication and
+addition would change the last bits of over half of all values.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from .similarity import Similarity
 from .texts import NumberToText, TextCase, TextLength, TextParts, TextSlice, TextStrip, TextToNumber
 
 _FLOAT32 = np.dtype(np.float32)
-#: An array, not a scalar: NumPy 1 adds it twice as fast.
+#: An array and not a scalar, because NumPy 1 adds it twice as fast.
 _ONE = np.ones((1, 1), np.float32)
 
 # ----------------------------------------------------------------------------------- element by element
 
 
 class Rows(Elementwise):
-    """Take some columns of a register."""
+    """Some columns of a register."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -97,7 +97,7 @@ class FillText(Elementwise):
 
 
 class FillRows:
-    """``fillna`` of a list column: a null list is an empty one from here on."""
+    """``fillna`` of a list column: a null list becomes an empty one."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self._source: int = step["in"]
@@ -131,9 +131,9 @@ class RowIsNull:
 
 
 class Clip(Elementwise):
-    """``x`` below ``low`` becomes ``low``, then above ``high`` becomes ``high``; NaN stays.
+    """``x`` below ``low`` becomes ``low``, then ``x`` above ``high`` becomes ``high``; NaN stays.
 
-    Not ``numpy.clip``: there -0.0 against a bound of 0.0 may change its sign.
+    ``numpy.clip`` is not used, because it may change the sign of -0.0 at a bound of 0.0.
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -175,7 +175,7 @@ class Normalize(Elementwise):
 class MinMax(Elementwise):
     """``(x - low) / span`` without clipping, in float32 for float32 columns; then the output dtype.
 
-    Integers subtract as integers where ``wrap`` names a dtype, and wrap round where the difference leaves it.
+    If ``wrap`` is ``int32``, the difference of integers wraps to that dtype, as in NVTabular.
     """
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -193,7 +193,7 @@ class MinMax(Elementwise):
 
 
 class MinMaxConstant(Elementwise):
-    """``x / (2 * x)``, for a column that had one value at fit; integers wrap round as in :class:`MinMax`."""
+    """``x / (2 * x)``, for a column that had one value at fit; integers wrap as in :class:`MinMax`."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -210,7 +210,7 @@ class MinMaxConstant(Elementwise):
 
 
 class Wrap(Elementwise):
-    """``astype`` of a narrower integer dtype, which wraps round; a null stays null."""
+    """``astype`` of a narrower integer dtype, which wraps; a null stays null."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -222,7 +222,7 @@ class Wrap(Elementwise):
 
 
 class Bucketize(Elementwise):
-    """``numpy.digitize(x, boundaries)``; a null is NaN there, and lands in the last bucket."""
+    """``numpy.digitize(x, boundaries)``; a null counts as NaN and gets the last bucket."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -232,7 +232,7 @@ class Bucketize(Elementwise):
         """Search each column's boundaries."""
         y = np.empty(x.shape, np.int64)
         for row, boundaries in enumerate(self._boundaries):
-            # Increasing boundaries: what digitize itself does, without its checks.
+            # For increasing boundaries this is digitize without its checks.
             y[row] = boundaries.searchsorted(x[row], "right")
             if valid is not None:
                 y[row][~valid[row]] = len(boundaries)
@@ -240,13 +240,13 @@ class Bucketize(Elementwise):
 
 
 class BucketizeDown(Bucketize):
-    """:class:`Bucketize` with decreasing boundaries, where NaN lands in bucket 0.
+    """:class:`Bucketize` with decreasing boundaries, for which a null gets bucket 0.
 
-    The boundaries are stored reversed, that is increasing.
+    The boundaries are stored in increasing order.
     """
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Search each column's boundaries from their other end."""
+        """Search each column's boundaries, counting from their end."""
         y = np.empty(x.shape, np.int64)
         for row, boundaries in enumerate(self._boundaries):
             y[row] = len(boundaries) - boundaries.searchsorted(x[row], "right")
@@ -255,7 +255,7 @@ class BucketizeDown(Bucketize):
         return y, None
 
 
-#: Every step by the name it has in the artefact.
+#: Name of a step in the artefact → its class.
 STEPS: Mapping[str, type[Any]] = {
     "load": Load,
     "load_list": LoadList,
@@ -316,7 +316,7 @@ STEPS: Mapping[str, type[Any]] = {
 
 
 def open_steps(steps: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> list[Step]:
-    """Build the steps of a program; step ``i`` owns the arrays named ``s<i>.<part>``."""
+    """Build the steps of a program; step ``i`` gets the arrays named ``s<i>.<part>``."""
     owned: list[dict[str, Array]] = [{} for _ in steps]
     for name, array in arrays.items():
         number, part = name[1:].split(".", 1)

@@ -1,7 +1,7 @@
-"""The steps of text: pieces, lengths, counts, and text to and from numbers.
+"""The steps on text: slices, lengths, counts, and conversion to and from numbers.
 
-Text is decoded, handed to Python's own string methods, and encoded, by ``map``: the loops over rows are C's.
-In bytes that are no UTF-8, which a request may send, each stray byte counts as a character.
+Text is decoded, passed to Python's string methods, and encoded, all with ``map``, so the loops over rows run
+in C. A request may send bytes that are not valid UTF-8; each invalid byte then counts as a character.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..spec import Array
 from .registers import Elementwise, where_all_valid
 
-#: What text becomes, by method; each takes the method's own arguments.
+#: The string method of each case that :class:`TextCase` offers.
 CHANGES: Mapping[str, Callable[[str], str]] = {
     "lower": str.lower,
     "upper": str.upper,
@@ -57,24 +57,24 @@ def sliced(texts: Iterable[str], start: int | None, stop: int | None, step: int 
 
 
 def changed(texts: Iterable[str], how: str) -> Iterable[str]:
-    """Return each text in another case, or without white space or ``characters`` at its ends."""
+    """Return each text in another case; ``how`` is a key of :data:`CHANGES`."""
     return map(CHANGES[how], texts)
 
 
 def stripped(texts: Iterable[str], characters: str | None) -> Iterable[str]:
-    """Return each text without these characters, or white space, at its ends."""
+    """Return each text without these characters at its ends; None strips white space."""
     return map(str.strip, texts, repeat(characters))
 
 
 def split_counts(texts: list[str], separator: str) -> npt.NDArray[np.int64]:
-    """Return how many parts a separator cuts each text into."""
+    """Return the number of parts into which a separator splits each text."""
     return np.fromiter(map(str.count, texts, repeat(separator)), np.int64, len(texts)) + 1
 
 
 def written(x: Array) -> list[str]:
-    """Return numbers as Python writes them, whole ones without a fraction: 3, not 3.0.
+    """Return numbers as ``str`` formats them, but whole ones without a fraction, as in 3 for 3.0.
 
-    So it makes no difference whether a null in the batch has made floats of integers.
+    So the text does not depend on whether a null in the batch turned integers into floats.
     """
     flat = x.ravel()
     if flat.dtype.kind != "f":
@@ -88,7 +88,7 @@ def written(x: Array) -> list[str]:
 
 
 def read(texts: list[str]) -> npt.NDArray[np.float64]:
-    """Return text as float64, as Python's ``float`` reads it; what is no number is NaN."""
+    """Parse each text as Python's ``float`` does; a text that is not a number gives NaN."""
     try:
         return np.fromiter(map(float, texts), np.float64, len(texts))
     except ValueError:
@@ -103,7 +103,7 @@ def _number(text: str) -> float:
 
 
 class _OfText(Elementwise):
-    """Base of the steps that read text; what stands at a null's place is not looked at."""
+    """Base of the steps that read text; a null's text is ignored."""
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Decode and compute."""
@@ -111,12 +111,12 @@ class _OfText(Elementwise):
         return self.compute(decoded(known), known.shape), valid
 
     def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
-        """Return what the texts become."""
+        """Return the step's values for the texts, in the given shape."""
         raise NotImplementedError
 
 
 class TextLength(_OfText):
-    """How many characters (Unicode code points) a text has."""
+    """The number of characters (Unicode code points) of a text."""
 
     def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
         """Count."""
@@ -124,7 +124,7 @@ class TextLength(_OfText):
 
 
 class TextParts(_OfText):
-    """How many parts a separator cuts a text into."""
+    """The number of parts into which a separator splits a text."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
@@ -148,14 +148,14 @@ class TextSlice(_OfText):
 
 
 class TextCase(_OfText):
-    """Text in lower or upper case, or the like."""
+    """Text in another case; see :data:`CHANGES`."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
         self._case: str = step["case"]
 
     def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
-        """Change."""
+        """Change the case."""
         return encoded(changed(texts, self._case), shape)
 
 
@@ -172,14 +172,14 @@ class TextStrip(_OfText):
 
 
 class TextToNumber(_OfText):
-    """Text as float64; what is no number is null."""
+    """Text parsed as float64; a null, and a text that is not a number, give NaN."""
 
     def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
-        """Read."""
+        """Parse."""
         return read(texts).reshape(shape)
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Read, a null as NaN."""
+        """Parse, with NaN for a null."""
         numbers, valid = super().apply(x, valid)
         return (numbers if valid is None else np.where(valid, numbers, np.nan)), None
 
@@ -188,6 +188,6 @@ class NumberToText(Elementwise):
     """A number as text; a null stays null."""
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
-        """Write."""
+        """Format."""
         real = ~np.isnan(x) if x.dtype.kind == "f" else None
         return encoded(written(x), x.shape), where_all_valid(valid, real)

@@ -1,7 +1,7 @@
-"""Artefacts: a directory with a ``header.json`` and plain files, memory-mapped, never pickled.
+"""Artefacts: directories with a ``header.json`` and plain files, memory-mapped and never pickled.
 
-The header carries the kind, the format version and the build id, and each array's dtype, shape and
-size, so that a stage can refuse a wrong or truncated artefact without reading it whole.
+The header contains the kind, the format version, the build id, each array's dtype and shape, and each file's
+size, so that a wrong or truncated artefact is refused without reading it whole.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ..spec import Array
 ARTEFACT_FORMAT = 2
 HEADER_NAME = "header.json"
 
-#: Linux's MADV_POPULATE_READ (5.14 and later), which Python has no name for.
+#: Linux's MADV_POPULATE_READ (5.14 and later), for which Python has no constant.
 _POPULATE_READ = 22
 
 
 class _Stored(msgspec.Struct, frozen=True):
-    """An array of an artefact: its file, and what that must hold."""
+    """An array of an artefact: its file, and the dtype and shape that the file must have."""
 
     file: str
     dtype: str
@@ -38,7 +38,7 @@ class _Stored(msgspec.Struct, frozen=True):
 
 
 class _Header(msgspec.Struct, frozen=True):
-    """What ``header.json`` says; ``bytes`` is the size of every file beside it."""
+    """The contents of ``header.json``; ``bytes`` maps every other file to its size."""
 
     artefact_format: int
     kind: str
@@ -50,7 +50,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Artefact:
-    """An opened artefact, or one that was just made and lies in memory.
+    """An opened artefact, or one in memory.
 
     Parameters
     ----------
@@ -61,11 +61,11 @@ class Artefact:
     build_id
         The build it belongs to.
     meta
-        Whatever small JSON its kind needs.
+        Small JSON data of its kind.
     arrays
         Name → memory-mapped read-only array.
     room
-        How many rows for new items whoever opens it counts before the pad row, beside those that it has.
+        Number of rows for new items, which come after the artefact's rows and before the pad row.
     """
 
     path: Path | None
@@ -79,11 +79,11 @@ class Artefact:
     def in_memory(
         cls, kind: str, arrays: Mapping[str, Array], meta: Mapping[str, Any] | None = None
     ) -> Artefact:
-        """Return an artefact that was never written: for training and offline figures."""
+        """Return an artefact that is not written, for training and offline figures."""
         return cls(None, kind, "in memory", meta or {}, arrays)
 
     def file(self, name: str) -> Path:
-        """Return the path of one of the artefact's other files (an index, an engine)."""
+        """Return the path of another file, such as an index or engine; ArtefactMissing if there is none."""
         path = None if self.path is None else self.path / name
         if path is None or not path.is_file():
             raise ArtefactMissing(
@@ -92,7 +92,7 @@ class Artefact:
         return path
 
     def array(self, name: str, rows: int | None = None) -> Array:
-        """Return an array, after checking that it is there and has so many rows."""
+        """Return an array; ArtefactCorrupt if it is missing or does not have ``rows`` rows."""
         array = self.arrays.get(name)
         if array is None:
             raise ArtefactCorrupt(f"{self.path or self.kind}: expected an array {name!r}; export again")
@@ -103,7 +103,7 @@ class Artefact:
         return array
 
     def lookup(self, prefix: str) -> Lookup:
-        """Open the lookup whose arrays begin with ``prefix``."""
+        """Open the lookup whose arrays begin with ``prefix``; ArtefactCorrupt if one is missing."""
         try:
             return open_lookup(self.arrays, prefix)
         except KeyError as error:
@@ -117,10 +117,10 @@ def write_artefact(
     arrays: Mapping[str, Array],
     meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an artefact directory. Arrays must have plain dtypes; other files are put beside them first.
+    """Write an artefact directory; other files must be in it already, and TypeError refuses object arrays.
 
-    Every regular file that already lies in ``path`` is listed in the header with its size. Files of arrays
-    are numbered, since arrays may be called after columns: no file system takes every name.
+    The header lists every regular file in ``path`` with its size. The files of arrays are numbered, because
+    arrays may be named after columns, and not every name is a valid file name.
     """
     path.mkdir(parents=True, exist_ok=True)
     listed: dict[str, _Stored] = {}
@@ -144,7 +144,23 @@ def write_artefact(
 def open_artefact(path: Path, kind: str, build_id: str | None = None) -> Artefact:
     """Open an artefact, memory-mapped, after checking header, sizes, kind and build id (not checksums).
 
-    It must have the kind, and belong to the build unless that is None.
+    Parameters
+    ----------
+    path
+        The artefact's directory.
+    kind
+        The kind that it must have.
+    build_id
+        The build that it must belong to; None accepts any.
+
+    Raises
+    ------
+    ArtefactMissing, ArtefactCorrupt
+        A file is missing, or is not as the header says.
+    BuildMismatch
+        It belongs to another build.
+    NewerFormat, OlderFormat
+        It has another format.
     """
     header = _read_header(path / HEADER_NAME, kind)
     if header.kind != kind:
@@ -179,7 +195,7 @@ def _read_header(file: Path, kind: str) -> _Header:
 def check_format(
     file: Path | str, what: str, found: int, read: int, older_remedy: str = "export again"
 ) -> None:
-    """Raise NewerFormat or OlderFormat if a file is of another format than this Tiercel reads."""
+    """Raise NewerFormat or OlderFormat if a file's format is not the one that this Tiercel reads."""
     if found != read:
         newer = found > read
         raise (NewerFormat if newer else OlderFormat)(
@@ -203,14 +219,14 @@ def _open_array(file: Path, what: str, stored: _Stored) -> Array:
             f"{array.dtype.str} {list(array.shape)}; export again"
         )
     _map_pages(array)
-    # A plain ndarray view over the map: indexing np.memmap itself costs a microsecond a time.
+    # A plain ndarray view, because indexing np.memmap itself costs a microsecond each time.
     return array.view(np.ndarray)
 
 
 def _map_pages(array: Array) -> None:
-    """Map a file's pages at once, where the system can: else thousands of requests pay for them, bit by bit.
+    """Map a file's pages at once, if the system can, so that requests do not pay for the page faults.
 
-    It takes some 50 microseconds for each MB. What memory the pages take is shared by all who map the file.
+    This takes about 50 microseconds per MB. Processes that map the file share the pages' memory.
     """
     mapped: Any = array.base
     if isinstance(mapped, mmap.mmap):

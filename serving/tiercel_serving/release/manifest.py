@@ -1,6 +1,6 @@
 """The manifest: the description of a release, as one typed object with one codec.
 
-Nobody reads a manifest by string keys. :func:`read_manifest` words what is wrong with one.
+Code never reads a manifest by string keys. :func:`read_manifest` validates one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ ColumnDtype = Literal["bool", "int32", "int64", "float32", "float64", "bytes"]
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the manifest is made of."""
+    """Base of the manifest's parts; unknown fields are refused."""
 
 
 class Catalogue(_Struct, frozen=True):
-    """What is served, and to whom: how many, and the dtypes and columns of the raw ids."""
+    """Numbers of items, users and interactions, and the dtypes and columns of the raw ids."""
 
     items: int
     users: int
@@ -45,7 +45,7 @@ class Catalogue(_Struct, frozen=True):
 
 
 class PackedList(_Struct, frozen=True):
-    """A list column that travels alone: its name, its length L, and its dtype (int64 are category ids)."""
+    """A list column with a tensor of its own: its name, length L and dtype (int64 for category ids)."""
 
     name: str
     length: int
@@ -69,18 +69,18 @@ class RequestColumn(_Struct, frozen=True):
     Parameters
     ----------
     name, dtype, is_list
-        Of the raw column.
+        Those of the raw column.
     part
-        ``user`` (the store may know it) or ``context``.
+        ``user`` (the store may have it) or ``context``.
     tensor
-        The request's tensor that carries its values.
+        The request's tensor with its values.
     companion
-        The tensor that says how long each row is (a list) or which values are real (a scalar that is no
-        float); None for a float, whose null is NaN.
+        The tensor with the length of each row (for a list) or the validity of each value (for a scalar other
+        than a float); None for a float, whose null is NaN.
     unit
-        Of a time, what its int64 values count since 1970-01-01 UTC.
+        For a time, the unit of its int64 values since 1970-01-01 UTC.
     of_rules
-        Whether rules alone read it, and no model.
+        Whether only rules read it, and no model.
     """
 
     name: str
@@ -97,7 +97,7 @@ class QueryModel(_Struct, frozen=True):
     """The dense model of a source: user tensors → ``query_<source> [B, D]``.
 
     ``engine`` is a row of :data:`~tiercel_serving.engines.table.ENGINES`, ``inputs`` are the tensors that it
-    takes, ``dimension`` is D, and ``parameters`` is how many weights it has.
+    reads, ``dimension`` is D, and ``parameters`` is its number of weights.
     """
 
     engine: str
@@ -109,7 +109,7 @@ class QueryModel(_Struct, frozen=True):
 class RankingModel(_Struct, frozen=True):
     """The ranker: user and item tensors → ``rank_score [B, K, T]``; ``tasks`` is T.
 
-    ``task_names`` are what the scores are called, if they have names.
+    ``task_names`` are the names of the T scores; empty if they have none.
     """
 
     engine: str
@@ -127,7 +127,7 @@ class File(_Struct, frozen=True):
 
 
 class Made(_Struct, frozen=True):
-    """What made a release: the time in UTC (ISO 8601), Tiercel's version, and those of libraries."""
+    """How a release was made: the time in UTC (ISO 8601), and the versions of Tiercel and libraries."""
 
     created: str
     tiercel: str | None
@@ -135,40 +135,40 @@ class Made(_Struct, frozen=True):
 
 
 class Manifest(_Struct, frozen=True):
-    """A release, as it describes itself.
+    """The description of a release.
 
     Parameters
     ----------
     format
         :data:`MANIFEST_FORMAT`.
     build_id
-        The build that every artefact must carry.
+        The build that every artefact must belong to.
     name
-        What clients call the recommender.
+        The recommender's name for clients.
     made
-        What made it, and when.
+        How and when it was made.
     target, layout
-        What it was compiled for.
+        The target and layout that it was compiled for.
     runner
         What runs its stages inside Triton, a row of :data:`~tiercel_serving.repository.targets.RUNNERS`.
     settings
-        How it is served.
+        The serving settings: sources, rules, reorder steps, limits.
     catalogue, packed, request_columns, raw_item_columns
         Items, users, and their columns.
     queries
         Source → its query model.
     ranking
-        The ranker; None serves retrieval's own order.
+        The ranker; None serves the order of retrieval.
     sources
-        Source → what was measured of it (an index: factory, parameters, recall).
+        Source → its measured figures (for an index: factory, parameters, recall).
     tables
-        Table → where it came from, as whoever built the release says.
+        Table → where it came from, as given by the builder of the release.
     notes
-        What was left out of the data, and why.
+        Which data was left out, and why.
     files
-        Every other file of the release by its path; listed when the manifest is written.
+        Path → size and checksum of every other file of the release; filled in when the manifest is written.
     seal
-        SHA-256 of all other fields; none for one that was never written.
+        SHA-256 of all other fields; empty for a manifest that was never written.
     """
 
     format: int
@@ -192,7 +192,7 @@ class Manifest(_Struct, frozen=True):
     seal: str = ""
 
     def own_seal(self) -> str:
-        """Return the SHA-256 of all fields but the seal, as they are written."""
+        """Return the SHA-256 of all fields except the seal, as they are written."""
         return hashlib.sha256(encode(msgspec.structs.replace(self, seal=""))).hexdigest()
 
     def sealed(self, place: str) -> Manifest:
@@ -201,7 +201,7 @@ class Manifest(_Struct, frozen=True):
         return msgspec.structs.replace(written, seal=written.own_seal())
 
     def problems(self) -> list[str]:
-        """Return what no type can say: unknown engines, and what the settings say of themselves."""
+        """Return the problems that types don't exclude: unknown engines, and those of the settings."""
         models: dict[str, QueryModel | RankingModel] = dict(self.queries)
         if self.ranking is not None:
             models["ranking"] = self.ranking
@@ -218,7 +218,7 @@ _TABLES: Mapping[Any, Any] = {SourceKind: SOURCES, RuleKind: RULES, ReorderKind:
 
 
 def read_kind(kind: Any, data: Any) -> Any:
-    """Make a kind's settings: the codec asks here for every field that one of the tables fills."""
+    """Return a kind's settings from its data; the codec calls this for fields whose type is a table's."""
     table = _TABLES.get(kind)
     if table is None:
         raise NotImplementedError(f"no codec for {kind}")
@@ -226,7 +226,7 @@ def read_kind(kind: Any, data: Any) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """Write a struct as JSON for people: one line an entry."""
+    """Return a struct as readable JSON, with a line for each entry."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=builtin), indent=1) + b"\n"
 
 
@@ -236,11 +236,12 @@ def read_manifest(text: bytes, place: str) -> Manifest:
     Raises
     ------
     NewerFormat, OlderFormat
-        Another format than this Tiercel writes.
+        The format is not the one that this Tiercel writes.
     ManifestInvalid
-        It is no JSON, lacks a field, or a field is of another type, unknown, or of an unknown kind.
+        It is not JSON, a field is missing, unknown or of another type, a kind is unknown, or the settings
+        have problems.
     KindUnavailable
-        A kind that it speaks of can't be had on this machine.
+        A kind that it names is not installed on this machine.
     """
     try:
         version = msgspec.json.decode(text, type=_Format).format

@@ -1,4 +1,4 @@
-"""A release on disk: the manifest, and how its artefacts are found and checked."""
+"""An opened release: its manifest, and its artefacts, opened on demand and checked."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ class Release:
     path
         The release's directory, with ``triton/``, ``artefacts/`` and ``manifest.json``.
     manifest
-        What it says of itself.
+        Its manifest.
     store
-        Another store than it says.
+        A store to use instead of the manifest's; None uses that.
     """
 
     def __init__(self, path: Path, manifest: Manifest, store: StoreKind | None = None) -> None:
         self.path, self.manifest, self.other_store = path, manifest, store
-        #: Source → users whom it failed, so that other sources filled its share.
+        #: Source → number of users for whom it failed, so that other sources filled its share.
         self.source_failures: Counter[str] = Counter({one.name: 0 for one in manifest.settings.sources})
         self._artefacts: dict[str, Artefact] = {}
 
     @property
     def build_id(self) -> str:
-        """The build that every artefact must carry."""
+        """The build that every artefact must belong to."""
         return self.manifest.build_id
 
     @property
     def settings(self) -> ServingSettings:
-        """Limits and rules of serving."""
+        """The manifest's serving settings."""
         return self.manifest.settings
 
     @cached_property
@@ -72,23 +72,23 @@ class Release:
 
     @property
     def is_live(self) -> bool:
-        """Whether users and items may change while it serves: a store is there to be written to."""
+        """Whether users and items may change while it serves, that is, it has a writable store."""
         return self.store_kind.history_most > 0
 
     @property
     def room(self) -> int:
-        """How many items may be put while it serves; their rows lie before the pad row."""
+        """How many items may be added while it serves; their rows come before the pad row."""
         return self.settings.added_items if self.is_live else 0
 
     @cached_property
     def items(self) -> ItemTable:
-        """The items; with a store, those that are new or changed among them."""
+        """The items; with a writable store, new and changed ones included."""
         artefact, own = self.artefact("items", "items"), self.manifest.catalogue.items
         return LiveItemTable(artefact, own, self.room) if self.is_live else ItemTable(artefact, own)
 
     @cached_property
     def live_items(self) -> LiveItems | None:
-        """What is put and withdrawn while it serves; None if there is no store."""
+        """The items that are put and withdrawn while it serves; None without a writable store."""
         table = self.items
         if self.records is None or not isinstance(table, LiveItemTable):
             return None
@@ -99,20 +99,20 @@ class Release:
 
     @cached_property
     def overlays(self) -> Overlays:
-        """Makes of what is put and withdrawn what it means to this release."""
+        """Converts items that are put and withdrawn to this release's rows and tensors."""
         own = ItemTable(self.artefact("items", "items"), self.manifest.catalogue.items)
         return Overlays(self.manifest, own, self.open_item_features, self.settings.added_items)
 
     def open_item_features(self) -> FeatureProgram:
-        """Open the program that makes model-ready tensors of raw item columns."""
+        """Open the program that computes packed item tensors from raw item columns."""
         return FeatureProgram.open(self.artefact("item_features", "features"))
 
     def has_tower(self, source: str) -> bool:
-        """Whether it holds the model that makes a source's item vectors."""
+        """Return whether it contains the model that computes a source's item vectors."""
         return (self.path / "artefacts" / item_tower(source)).is_dir()
 
     def open_tower(self, source: str) -> Engine:
-        """Open the model of a source's item vectors."""
+        """Open the model that computes a source's item vectors."""
         kind: Any = ENGINES.find(TOWER_ENGINE)
         file: Path = self.artefact(item_tower(source), "engine").file(kind.file)
         with ENGINES.using(TOWER_ENGINE):
@@ -123,18 +123,18 @@ class Release:
     def users(self) -> UserTables:
         """The release's own users."""
         artefact = self.artefact("users", "users")
-        # Offsets: one more than users, with the dummy row of nobody.
+        # One offset more than rows: the users, and the dummy row for unknown users.
         artefact.array("history_offsets", self.manifest.catalogue.users + 2)
         kept = self.settings.seen_filter
         return UserTables(artefact, lambda: self.item_probes, kept.of_release if kept else 0)
 
     @cached_property
     def item_probes(self) -> ItemProbes:
-        """The release's items, as Bloom filters are asked about them."""
+        """The ids of the release's items, hashed for lookups in Bloom filters."""
         return ItemProbes(ItemTable(self.artefact("items", "items"), self.manifest.catalogue.items).all_ids())
 
     def all_probes(self) -> list[ItemProbes]:
-        """Return the release's items, and those that were put since."""
+        """Return :attr:`item_probes`, and those of the items that were added since."""
         table = self.items
         new = table.keys if isinstance(table, LiveItemTable) else {}
         if not new:
@@ -145,7 +145,7 @@ class Release:
 
     @cached_property
     def store(self) -> Store:
-        """The users, with what was written of them since."""
+        """The users, with later writes to the store included."""
         if self.records is None:
             return self.users
         columns, schema = user_columns(self.manifest), Schema.of(self.manifest)
@@ -161,24 +161,24 @@ class Release:
 
     @cached_property
     def records(self) -> Records | None:
-        """The opened store; None if nothing is ever written."""
+        """The opened writable store; None if there is none."""
         return self.open_records(self.store_kind)
 
     @property
     def store_kind(self) -> StoreKind:
-        """The store that counts: the one that was chosen for this release, else its own."""
+        """The store in use: the one that the caller chose, else the manifest's."""
         return self.settings.store if self.other_store is None else self.other_store
 
     def open_records(self, kind: StoreKind, *, patient: bool = False) -> Records | None:
         """Open a store for this release; see :class:`~tiercel_serving.stores.table.StorePlace`."""
-        # A server reads links to the release's files.
+        # Resolved, because a server reads the release through links.
         home = (self.path / MANIFEST_NAME).resolve().parent.parent
         with STORES.using(kind):
             return kind.open(StorePlace(home, self.manifest.name, patient))
 
     @property
     def session_columns(self) -> tuple[str, ...]:
-        """The raw user columns that hold the events of a session."""
+        """The raw user columns that hold a session's events."""
         return FeatureProgram.open(self.artefact("user_features", "features")).events
 
     def artefact(self, name: str, kind: str) -> Artefact:
@@ -190,7 +190,7 @@ class Release:
 
 
 def open_release(path: str | Path, *, build_id: str | None = None, store: StoreKind | None = None) -> Release:
-    """Open a release by its manifest. Artefacts are checked when opened, checksums by :func:`check_files`.
+    """Open a release; artefacts are checked when they are opened, and checksums by :func:`check_files`.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def open_release(path: str | Path, *, build_id: str | None = None, store: StoreK
     build_id
         The build that the caller (a Triton model's config) expects; None accepts any.
     store
-        Another store than the release says.
+        A store to use instead of the release's; None uses that.
 
     Raises
     ------
@@ -224,14 +224,19 @@ def open_release(path: str | Path, *, build_id: str | None = None, store: StoreK
 
 
 def check_files(release: Release, progress: Callable[[str, int], None] | None = None) -> None:
-    """Compare every file of the release with the manifest's sizes and SHA-256 checksums, and it with its own.
+    """Compare every file with the manifest's size and SHA-256, and the manifest with its seal.
 
     Parameters
     ----------
     release
         The release to check.
     progress
-        Called with a file's name and its bytes after each file.
+        Called after each file with its name and size in bytes.
+
+    Raises
+    ------
+    ArtefactMissing, ArtefactCorrupt
+        A file is missing or was changed.
     """
     manifest = release.manifest
     if manifest.seal and manifest.seal != manifest.own_seal():
@@ -246,12 +251,12 @@ def check_files(release: Release, progress: Callable[[str, int], None] | None = 
 
 
 def check_file(file: Path, entry: File, listing: str, remedy: str) -> None:
-    """Compare a file with what a listing says of it.
+    """Compare a file with its entry in a listing.
 
     Raises
     ------
     ArtefactMissing, ArtefactCorrupt
-        It is missing, or another size or checksum; the remedy says what to do.
+        It is missing, or has another size or checksum; the message ends with ``remedy``.
     """
     if not file.is_file():
         raise ArtefactMissing(f"{file}: listed in {listing}, but missing; {remedy}")

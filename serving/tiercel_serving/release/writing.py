@@ -1,4 +1,4 @@
-"""Writing a release directory with its manifest: under another name, then renamed, or not at all."""
+"""Write a release directory with its manifest atomically: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..machine_faults import machine_faults
 from .manifest import MANIFEST_NAME, File, Made, Manifest, encode
 from .opened import file_sha256
 
-#: Distributions whose versions say how a release was made.
+#: Distributions whose versions the manifest records.
 LIBRARIES = (
     "numpy",
     "pandas",
@@ -38,12 +38,12 @@ LIBRARIES = (
 
 
 def new_build_id() -> str:
-    """Return a build id that no other export has: the time in UTC, for people, and 48 random bits."""
+    """Return a unique build id: the time in UTC, for people, and 48 random bits."""
     return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(6)}"
 
 
 def made_now() -> Made:
-    """Return what makes a release here, and when."""
+    """Return the present time and the installed versions, for a manifest."""
     return Made(
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version("tiercel"),
@@ -66,7 +66,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def list_files(path: Path, without: str) -> dict[str, File]:
-    """Return the size and SHA-256 of every file below a directory, but for those of one name."""
+    """Return the size and SHA-256 of every file below a directory, except those named ``without``."""
     return {
         file.relative_to(path).as_posix(): File(file.stat().st_size, file_sha256(file))
         for file in sorted(path.rglob("*"))
@@ -78,30 +78,30 @@ def list_files(path: Path, without: str) -> dict[str, File]:
 def staging_directory(
     destination: Path, *, replace: bool, what: str = "release", mark: str = MANIFEST_NAME
 ) -> Iterator[Path]:
-    """Give a directory beside ``destination`` that takes its name if, and only if, the block succeeds.
+    """Provide a directory beside ``destination`` that is renamed to it only if the block succeeds.
 
     Parameters
     ----------
     destination
-        The directory to be.
+        The directory to create.
     replace
-        Whether one of its kind that is already there may go.
+        Whether an existing directory of the same kind may be replaced.
     what, mark
-        What it is called in messages, and the file that tells one.
+        The kind's name in messages, and the file by which an existing one is recognised.
 
     Yields
     ------
     Path
-        The directory to write into. It lies on the same file system, so the rename is atomic. It is
-        removed if the block raises, Ctrl-C included; what a killed process left is removed by the
-        next export to the same destination.
+        The directory to write into. It is on the same file system, so the rename is atomic. It is removed if
+        the block raises, also on Ctrl-C. The next export to the same destination removes what a killed
+        process left.
 
     Raises
     ------
     DestinationTaken
-        If the destination exists and ``replace`` is False, or it is something else.
+        The destination exists and ``replace`` is False, or it is something else.
     MachineFault
-        If the disk is full, the folder is not ours to write or vanishes, or the memory does not suffice.
+        The disk or memory is full, or the folder is not writable or vanishes.
     """
     destination = destination.resolve()
     folder, doing = destination.parent, f"writing the {what} {destination.name}"
@@ -144,7 +144,7 @@ def check_destination(
 
 @contextlib.contextmanager
 def _kept(staging: Path, doing: str) -> Iterator[None]:
-    """Name what fails because the directory is gone: each library has other words for that."""
+    """Raise MachineFault for an error in the block if the directory is gone, as libraries' errors differ."""
     try:
         yield
     except Exception as error:
@@ -158,7 +158,7 @@ def _kept(staging: Path, doing: str) -> Iterator[None]:
 
 def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    # Where no more files may be opened, with one at a time.
+    # If the limit of open files is reached, rmtree fails; this needs one descriptor at a time.
     for path in sorted(directory.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):
             path.rmdir() if path.is_dir() else path.unlink()
@@ -167,7 +167,7 @@ def _remove(directory: Path) -> None:
 
 
 def _as_the_umask_says(staging: Path) -> None:
-    """Let whoever may read the directory read its files: safetensors gives its own to their owner alone."""
+    """Give files the directory's permissions: safetensors makes its files readable by their owner only."""
     mode = staging.stat().st_mode & 0o666
     for file in staging.rglob("*"):
         if file.is_file() and file.stat().st_mode & mode != mode:
@@ -190,7 +190,7 @@ def _swap(staging: Path, destination: Path) -> None:
 
 
 def _clean_leftovers(destination: Path) -> None:
-    """Remove what killed exports to this destination left; put back what one had moved away."""
+    """Remove what killed exports to this destination left, and restore a release that one had moved away."""
     name = glob.escape(destination.name)
     for old in destination.parent.glob(f".{name}.old-*"):
         if _in_use(old):
@@ -206,7 +206,7 @@ def _clean_leftovers(destination: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Hold a lock on the directory itself; it ends with the process, however that ends."""
+    """Hold a lock on the directory itself, which is released when the process ends in any way."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,7 +216,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _in_use(directory: Path) -> bool:
-    """Whether a running export holds the directory."""
+    """Return whether a running export holds the directory's lock."""
     try:
         with _locked(directory):
             return False

@@ -1,4 +1,4 @@
-"""A placement for people and machines: as text, as an SVG picture, as JSON."""
+"""Formats of a placement: text, an SVG picture, and JSON."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from .placement import ANSWER, HOST, Copy, Hop, PlacedModel, PlacedStage, Placem
 #: Columns of a line of text.
 WIDTH = 110
 
-#: Of the picture, in pixels: its width, the height of a line, the space between boxes and inside of them.
+#: Sizes in pixels: the picture's width, a line's height, and the space between and inside of boxes.
 _WIDE, _LINE, _GAP, _PAD = 860, 18, 34, 10
 
 #: Characters that fit into a line of the picture.
 _LETTERS = 118
 
-#: Device → colours of a stage's box: fill and edge.
+#: Device → fill and edge colours of a stage's box.
 _COLOURS = {HOST: ("#eef4ff", "#5b7db1"), "cuda": ("#eefbea", "#4f9a3a")}
 
 
 def title(placement: Placement) -> str:
-    """Return a placement in one line."""
+    """Return a summary of a placement in one line."""
     counts = ((len(placement.models), "model"), (len(placement.hops), "hop"), (len(placement.copies), "copy"))
     said = ", ".join(_count(number, what) for number, what in counts)
     return f"{placement.name}, {placement.layout}, target {placement.target}: {said}"
 
 
 def as_text(placement: Placement) -> str:
-    """Return the graph as lines of text: each model, what comes into it, its stages and their copies."""
+    """Return the graph as text: each model with its incoming hops, its stages and their copies."""
     lines = [title(placement)]
     for model in placement.models:
         lines += ["", f"{model.name}  ({_backend(model)})"]
@@ -88,7 +88,7 @@ def as_svg(placement: Placement) -> str:
 
 
 def _box(parts: list[str], y: int, placement: Placement, model: PlacedModel) -> int:
-    """Add a model's box, and return where it ends."""
+    """Add a model's box, and return the y coordinate of its end."""
     rows: list[tuple[PlacedStage, list[str]]] = []
     for stage in model.stages:
         copies = (copy for copy in placement.copies if copy.stage == stage.name)
@@ -110,7 +110,7 @@ def _box(parts: list[str], y: int, placement: Placement, model: PlacedModel) -> 
 
 
 def _arrows(parts: list[str], y: int, lines: Sequence[str]) -> int:
-    """Add an arrow down with what it carries beside it, and return where it ends."""
+    """Add a downward arrow with its tensors beside it, and return the y coordinate of its end."""
     wrapped = [part for line in lines for part in _wrapped(line, "", _LETTERS - 6)]
     height = max(_GAP, len(wrapped) * _LINE + _PAD)
     parts.append(f'<line x1="24" y1="{y}" x2="24" y2="{y + height - 4}" stroke="#333333"/>')
@@ -143,7 +143,7 @@ def _copy(copy: Copy) -> str:
 
 
 def _said(moved: Hop | Copy) -> str:
-    """Return the names of what moves, and how much of it there is for one user."""
+    """Return the names of the tensors that move, and their bytes per user."""
     names = ", ".join(tensor.name for tensor in moved.tensors)
     size = f"{bytes_a_user(moved.tensors):,} bytes a user"
     if not all(map(is_sized, moved.tensors)):

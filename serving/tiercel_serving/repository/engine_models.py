@@ -1,7 +1,7 @@
-"""Triton models that are an engine alone, in a Triton backend of the engine's own: no Python is between.
+"""Triton models that consist of one engine in the engine's own Triton backend, without Python.
 
-Not loaded by this project's tests, whose Triton has the Python backend alone: they check the config, and
-apply Triton's rules to it.
+This project's tests can't load them, because their Triton has only the Python backend. They check the config,
+and apply Triton's rules to it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ..settings import ServingSettings
 from ..spec import StageSpec
 from ..stages.specs import QUERY_PREFIX, RANKING
 
-#: Triton's instance group kind by the engine's device.
+#: Device of an engine → Triton's instance group kind.
 _INSTANCES: Mapping[str, str] = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 
 
 def own_backend(release: Release, stages: Sequence[StageSpec]) -> type[EngineKind] | None:
-    """Return the engine of a Triton model of these stages if a backend of its own runs it, or None."""
+    """Return the engine of a model of these stages if the engine has its own Triton backend, or None."""
     if len(stages) != 1:
         return None
     stage, manifest = stages[0].name, release.manifest
     if stage == RANKING and manifest.settings.kept_buckets:
-        return None  # which of its engines runs is chosen in the Python process
+        return None  # the Python process chooses which of the ranker's engines runs
     if stage == RANKING and manifest.ranking is not None:
         engine = manifest.ranking.engine
     elif stage.startswith(QUERY_PREFIX):
@@ -42,7 +42,7 @@ def own_backend(release: Release, stages: Sequence[StageSpec]) -> type[EngineKin
 
 
 def instance_kind(kind: type[EngineKind]) -> str:
-    """Return Triton's kind of instances for an engine in a backend of its own."""
+    """Return Triton's instance group kind for an engine in its own backend."""
     return _INSTANCES[kind.device]
 
 
@@ -54,13 +54,13 @@ def engine_config(
     Parameters
     ----------
     stage
-        The stage that the engine is.
+        The stage that the engine computes.
     kind
         The engine.
     settings
-        Batch and instances.
+        The largest batch, and the number of instances.
     dtypes
-        Tensor dtype → Triton's.
+        Tensor dtype → Triton data type.
     """
     config = model_config_pb2.ModelConfig(
         name=stage.name,
@@ -84,12 +84,12 @@ def engine_config(
 
 
 def batch_sizes(most: int) -> list[int]:
-    """Return the batches that are captured and warmed up: powers of two up to the largest, and that one."""
+    """Return the batch sizes to capture and warm up: the powers of two up to ``most``, and ``most``."""
     return sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
 
 
 def _add_graphs(config: Any, stage: StageSpec, most: int) -> None:
-    """Have a CUDA graph captured for each of those batches; one in between takes the next larger one's."""
+    """Configure a CUDA graph for each of :func:`batch_sizes`; batches in between use the next larger one."""
     cuda = config.optimization.cuda
     cuda.graphs = True
     below = 0
@@ -103,7 +103,7 @@ def _add_graphs(config: Any, stage: StageSpec, most: int) -> None:
 
 
 def link_engine(release: Release, config: Any, directory: Path) -> None:
-    """Put an engine's file where its backend looks for it, if it is built; it is the artefact's own."""
+    """Link or copy an engine's file from its artefact to where its Triton backend expects it, if built."""
     if not config.default_model_filename:
         return
     name = config.default_model_filename

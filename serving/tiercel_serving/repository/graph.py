@@ -1,8 +1,8 @@
-"""The served graph: stage list → Triton model directories, by way of Triton's own protobuf messages.
+"""Write the served graph as Triton model directories, from the list of stages.
 
-Each Triton model is a list of stages behind one generic ``model.py``; the two ensembles over them are
-the public face, or are such models themselves where one of all stages is cheap to have twice. Nothing here
-writes config text by hand, so nothing here can misspell it.
+Each Triton model is a list of stages behind one generic ``model.py``. The two public models are ensembles
+over these, or contain all stages themselves if the runner makes a second copy cheap. Configs are built as
+Triton's protobuf messages and never written by hand, which excludes misspelt fields.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from ..stores.chosen import write_store
 from .engine_models import engine_config, link_engine, own_backend
 from .targets import Runner, find_runner, find_target, model_groups
 
-#: Names of the two models, most often ensembles, that people ask.
+#: Names of the two public models, which are usually ensembles.
 RECOMMEND, EXPLAIN = "recommend", "recommend_explain"
 
-#: What ``recommend`` answers.
+#: The outputs of ``recommend``.
 RECOMMEND_OUTPUTS = ("item_id", "score", "count", "status")
 
-#: What it answers too where a reorder step explores.
+#: A further output if a reorder step explores.
 PROPENSITY = "propensity"
 
-#: What ``recommend_explain`` answers besides, before the times.
+#: The further outputs of ``recommend_explain``, before the times.
 EXPLAIN_OUTPUTS = (
     "history_row",
     "history_length",
@@ -55,15 +55,15 @@ EXPLAIN_OUTPUTS = (
     "explain_detail",
 )
 
-#: Triton's backend of the models that run stages of ours.
+#: Triton's backend for the models that run our stages.
 PYTHON = "python"
 
-#: Where a Triton model finds its stages' code.
+#: The file of a Triton model that runs its stages.
 MODEL_FILE = "model.py"
 
 CONFIG_FILE = "config.pbtxt"
 
-#: Tensor dtype → Triton's.
+#: Tensor dtype → Triton data type.
 TRITON_DTYPES: Mapping[str, int] = {
     "bool": model_config_pb2.TYPE_BOOL,
     "int32": model_config_pb2.TYPE_INT32,
@@ -79,9 +79,9 @@ def render_repository(
 ) -> list[str]:
     """Write the Triton models of a release into a model repository; return their names, public ones last.
 
-    The release's artefacts need not be there yet. Models of the other layout may already lie in the
-    repository, if ``suffix``, put behind the public names, keeps these apart: the models beside
-    the graph are then shared. ``runner`` is a row of :data:`~.targets.RUNNERS`; None is the release's own.
+    The release's artefacts need not exist yet. The repository may already contain the other layout, if
+    ``suffix``, appended to the public names, distinguishes them; both then share the models beside the
+    graph. ``runner`` is a row of :data:`~.targets.RUNNERS`; None is the release's own.
     """
     ran_by = find_runner(release.manifest.runner if runner is None else runner)
     specs = release.stages
@@ -124,7 +124,7 @@ def _write_model(directory: Path, config: Any, code: str, build_id: str) -> None
 
 
 def _release_path(release: Release, directory: Path) -> str:
-    """Return where models find the release: relative to one of them if they lie in it, else absolute."""
+    """Return the release's path for models: relative to a model inside of the release, else absolute."""
     root, models = release.path.resolve(), directory.resolve()
     if models.is_relative_to(root):
         return os.path.relpath(root, models / "model")
@@ -137,9 +137,9 @@ def _explain_outputs(groups: Iterable[Sequence[StageSpec]]) -> tuple[str, ...]:
 
 
 def model_outputs(release: Release, stages: Sequence[StageSpec]) -> tuple[TensorSpec, ...]:
-    """Return what a model of these stages can give: a lone stage everything, a chain what others may want.
+    """Return the outputs of a model: all of a single stage, or those of a chain that are public.
 
-    Every stage's time comes last; a backend that is not ours tells none.
+    Every stage's time comes last, except for an engine in its own backend, which does not report it.
     """
     outputs = {tensor.name: tensor for spec in stages for tensor in spec.outputs}
     if len(stages) > 1:
@@ -153,7 +153,7 @@ def model_outputs(release: Release, stages: Sequence[StageSpec]) -> tuple[Tensor
 def _model(
     release: Release, name: str, stages: Sequence[StageSpec], release_path: str, runner: Runner
 ) -> Any:
-    """Return a model's config: a lone engine may have a Triton backend of its own."""
+    """Return a model's config; a model of one engine may use the engine's own Triton backend."""
     kind = own_backend(release, stages)
     if kind is None:
         return _stage_model(release, name, stages, release_path, runner)
@@ -172,7 +172,7 @@ def _stage_model(
     inputs = model_inputs(stages)
     public = {tensor.name for tensor in model_inputs(tuple(release.stages.values()))}
     for tensor in inputs:
-        # Unless ragged, a length that differs between requests would keep them from running together.
+        # Without allow_ragged_batch, requests with different lengths would not share a batch.
         optional = tensor.optional or tensor.name in public
         _add_tensor(config.input, tensor, optional=optional, allow_ragged_batch=-1 in tensor.dims)
     for tensor in model_outputs(release, stages):
@@ -180,7 +180,7 @@ def _stage_model(
     config.instance_group.add(kind=target.instance_kind, count=settings.instances)
     inner = any(not tensor.optional and tensor.name not in public for tensor in inputs)
     if not (inner and runner.in_process):
-        # Else the backend gathers what waits, and Triton would have one thread more to wake for each hop.
+        # Without it the backend batches the queued requests, and Triton wakes one thread less for each hop.
         _set_batching(config, settings)
     _set_parameters(
         config,
@@ -196,7 +196,7 @@ def _stage_model(
 
 
 def _narrow(config: Any, public: Sequence[str]) -> None:
-    """Leave a model the outputs that it shall have, in their order: whoever names none gets them all."""
+    """Keep only the public outputs, in their order: a request that names no outputs gets all of them."""
     outputs = {tensor.name: tensor for tensor in config.output}
     del config.output[:]
     config.output.extend(outputs[name] for name in public if name in outputs)
@@ -205,8 +205,8 @@ def _narrow(config: Any, public: Sequence[str]) -> None:
 def _add_tensor(tensors: Any, tensor: TensorSpec, **flags: bool) -> None:
     """Add a tensor to a config.
 
-    To Triton every public input is optional: an ensemble that misses a required one answers
-    "unexpected deadlock", while the first stage says by name what is missing.
+    Every public input is optional for Triton, because an ensemble answers "unexpected deadlock" if a required
+    one is missing, while the first stage names the missing input.
     """
     tensors.add(name=tensor.name, data_type=TRITON_DTYPES[tensor.dtype], dims=tensor.dims, **flags)
 
@@ -217,10 +217,10 @@ def _set_batching(config: Any, settings: ServingSettings) -> None:
     if settings.queue_delay_us:
         batching.max_queue_delay_microseconds = settings.queue_delay_us
     if settings.max_queue_size:
-        # No queue policy unless one is wanted. Any of its limits (a size, a timeout, an override) turns
-        # off Triton's prefetching, and then a request that arrives while an instance finishes its last
-        # batch is not picked up before the batcher's idle wait of 500 ms is over: measured on 2.51, one
-        # request in a hundred from a single caller.
+        # Set a queue policy only if a size limit is configured. Any limit (a size, a timeout, an override)
+        # turns off Triton's prefetching. A request that arrives while an instance finishes its last batch
+        # then waits until the batcher's idle wait of 500 ms is over. On 2.51 this hit one request in a
+        # hundred from a single caller.
         policy = batching.default_queue_policy
         policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
         policy.max_queue_size = settings.max_queue_size
@@ -232,9 +232,9 @@ def _set_parameters(config: Any, values: Mapping[str, str]) -> None:
 
 
 def _add_warmup(config: Any, inputs: Sequence[TensorSpec]) -> None:
-    """Have one request run before READY, so that the first caller meets loaded pages and warm caches."""
+    """Configure a warm-up request that runs before READY, so that the first caller finds warm caches."""
     wanted = [tensor for tensor in inputs if not tensor.optional]
-    # A model with nothing but optional inputs still needs one; rows are cheap and always there.
+    # A model with only optional inputs still needs one; int64 inputs such as rows are cheap.
     wanted = wanted or [tensor for tensor in inputs if tensor.dtype == "int64"][-1:]
     if not wanted:
         return
@@ -277,10 +277,10 @@ def needed_steps(
     made_by: Mapping[str, Sequence[TensorSpec]],
     public: Sequence[str],
 ) -> list[tuple[str, list[str]]]:
-    """Return (model, outputs to map) of each step, walking back from what the ensemble answers.
+    """Return (model, outputs to map) of each step, found by walking back from the ensemble's outputs.
 
-    Triton computes whatever is mapped and refuses a mapped tensor that nothing uses, so each step maps
-    what a later step or the caller needs, and a step that nobody needs is left out.
+    Triton computes every mapped output, and refuses one that is not used. So each step maps the outputs that
+    a later step or the caller needs, and a step without any is left out.
     """
     wanted = set(public)
     steps: list[tuple[str, list[str]]] = []
@@ -299,7 +299,7 @@ def graph_stages(release: Release) -> list[str]:
 
 
 def client_parameters(release: Release) -> dict[str, str]:
-    """Return what the ensembles tell their clients, as the config's string parameters."""
+    """Return the string parameters by which the public models describe the release to clients."""
     manifest, settings = release.manifest, release.settings
     catalogue = manifest.catalogue
     names = () if manifest.ranking is None else manifest.ranking.task_names
@@ -321,7 +321,7 @@ def client_parameters(release: Release) -> dict[str, str]:
 
 
 def _request_columns(release: Release) -> list[Any]:
-    """Return the columns that a request may carry, the numbers of steps that it may set, and the time."""
+    """Return the columns, the reorder steps' numbers and the clock that a request may send."""
     numbers: list[dict[str, Any]] = [
         {"name": one.name, "dtype": "float64", "is_list": False, "part": "ordering"}
         | {"tensor": one.tensor.name, "companion": None}
@@ -336,7 +336,7 @@ def _request_columns(release: Release) -> list[Any]:
 
 
 def filter_reasons(settings: ServingSettings) -> dict[str, str]:
-    """Return reason code → text for people, as :mod:`tiercel_serving.settings` numbers them."""
+    """Return reason code → readable text; :mod:`tiercel_serving.settings` defines the codes."""
     reasons = {
         KEPT: "kept",
         EMPTY_SLOT: "empty slot",

@@ -1,9 +1,9 @@
-"""Where each stage runs: the Triton models of a layout, the hops between them, the copies to a GPU and back.
+"""Where each stage runs: the Triton models of a layout, the hops between them, and copies to and from a GPU.
 
-What is told here follows from what :mod:`.graph` writes: the same groups of stages, the same tensors between
-them. A *hop* is what one Triton model hands to another by way of the server, or takes from the request, or
-gives as the answer; stages within one model pass arrays on without any. A *copy* moves tensors between the
-host and a GPU: an engine on another device than its neighbours costs one each way, in whatever layout.
+The placement has the groups of stages, and the tensors between them, that :mod:`.graph` writes. A *hop* is
+the tensors that the server passes from one Triton model to another, from the request, or to the answer.
+Stages within one model pass arrays on without a hop. A *copy* moves tensors between the host and a GPU. An
+engine on another device than its neighbours costs one in each direction, in every layout.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from .targets import find_target, model_groups
 #: The two ends of the served graph.
 REQUEST, ANSWER = "the request", "the answer"
 
-#: Where arrays are unless a stage takes them elsewhere.
+#: The device of arrays, unless a stage moves them.
 HOST = "cpu"
 
-#: What ``recommend`` answers, the last where a step explores.
+#: The outputs of ``recommend``; the last only if a reorder step explores.
 _PUBLIC = (*RECOMMEND_OUTPUTS, PROPENSITY)
 
-#: What computes a stage that is no engine.
+#: What computes a stage that is not an engine.
 NUMPY, TORCH = "NumPy", "torch"
 
-#: What the first stage says of items that must not come; retrieval on a device carries it there.
+#: The first stage's tensor of excluded rows, which retrieval on a device copies there.
 EXCLUDED_ROW = "excluded_row"
 
 
 @dataclass(frozen=True)
 class PlacedStage:
-    """A stage: its name, what computes it (an engine's row, NumPy or torch), and on which device."""
+    """A stage: its name, what computes it (an engine's row, NumPy or torch), and its device."""
 
     name: str
     by: str
@@ -53,7 +53,7 @@ class PlacedStage:
 
 @dataclass(frozen=True)
 class PlacedModel:
-    """A Triton model: its backend, its kind of instances, and its stages in the order in which they run."""
+    """A Triton model: its backend, its instance group kind, and its stages in order of execution."""
 
     name: str
     backend: str
@@ -63,7 +63,7 @@ class PlacedModel:
 
 @dataclass(frozen=True)
 class Hop:
-    """Tensors that one end hands to another by way of the server; ends are models, request and answer."""
+    """Tensors that pass through the server between two ends: models, the request, or the answer."""
 
     source: str
     to: str
@@ -81,7 +81,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Placement:
-    """The graph behind ``recommend`` as one target and layout serve it."""
+    """The graph of ``recommend`` for one target and layout."""
 
     name: str
     target: str
@@ -94,7 +94,7 @@ class Placement:
 def place(release: Release) -> Placement:
     """Return where the stages of a release run.
 
-    The artefacts need not be there: the manifest says everything.
+    This reads only the manifest; the artefacts need not exist.
     """
     manifest, specs = release.manifest, release.stages
     groups = {
@@ -115,11 +115,11 @@ def placed_otherwise(manifest: Manifest, target: str, layout: str, engine: str |
     Parameters
     ----------
     manifest
-        Of any export of the same parts.
+        The manifest of any export of the same parts.
     target, layout
-        Rows of :mod:`.targets`.
+        A target and a layout of :mod:`.targets`.
     engine
-        The row of the dense models; None is the target's.
+        The engine of the dense models; None is the target's.
     """
     row = find_target(target).engine if engine is None else engine
     queries = {
@@ -133,12 +133,12 @@ def placed_otherwise(manifest: Manifest, target: str, layout: str, engine: str |
 
 
 def bytes_a_user(tensors: Sequence[TensorSpec]) -> int:
-    """Return what the tensors take for one user, those without a length of their own left out."""
+    """Return the bytes of the tensors for one user, without those for which :func:`is_sized` is False."""
     return sum(prod(one.dims) * one.numpy_dtype.itemsize for one in tensors if is_sized(one))
 
 
 def is_sized(tensor: TensorSpec) -> bool:
-    """Whether a tensor takes the same bytes for every user: no text, and no length of the request's."""
+    """Return whether a tensor has the same size for every user, that is, no text and no variable length."""
     return tensor.dtype != "bytes" and -1 not in tensor.dims
 
 
@@ -165,17 +165,17 @@ def _stage(release: Release, name: str) -> PlacedStage:
 
 
 def is_engine(stage: str) -> bool:
-    """Whether a stage is a dense model in an engine."""
+    """Return whether a stage is a dense model in an engine."""
     return stage == RANKING or stage.startswith(QUERY_PREFIX)
 
 
 def _copies(
     release: Release, model: PlacedModel, served: Mapping[str, Sequence[StageSpec]]
 ) -> Iterator[Copy]:
-    """Yield the copies of a Triton model, in the order in which they are made.
+    """Yield the copies of a Triton model, in order of execution.
 
-    What comes into a model and leaves it is on the host. Where the target keeps tensors on a device, each
-    crosses when a stage first asks for it on the other side; elsewhere every engine copies for itself.
+    A model's inputs and outputs are on the host. If the target keeps tensors on a device, each is copied when
+    a stage first needs it on the other side. If not, every engine copies its own inputs and outputs.
     """
     keeps = find_target(release.manifest.target).device not in (None, HOST) and model.backend == PYTHON
     host = {tensor.name for tensor in model_inputs(served[model.name])}
@@ -199,20 +199,20 @@ def _copies(
 
 
 def _carried(stage: str, spec: StageSpec) -> tuple[TensorSpec, ...]:
-    """Return what a stage on a device reads of the host's: the items that must not come."""
+    """Return the host tensors that a stage on a device copies there: retrieval's excluded rows."""
     return tuple(tensor for tensor in spec.inputs if stage == RETRIEVAL and tensor.name == EXCLUDED_ROW)
 
 
 def _leaving(
     model: str, spec: StageSpec, served: Mapping[str, Sequence[StageSpec]]
 ) -> tuple[TensorSpec, ...]:
-    """Return which outputs of a stage leave its Triton model: for others, or as the answer."""
+    """Return the outputs of a stage that leave its Triton model, for other models or the answer."""
     others = {tensor.name for name in served if name != model for tensor in model_inputs(served[name])}
     return tuple(tensor for tensor in spec.outputs if tensor.name in others or tensor.name in _PUBLIC)
 
 
 def _hops(served: Mapping[str, Sequence[StageSpec]]) -> Iterator[Hop]:
-    """Yield the hops, those into each model together; a tensor comes from the last model that made it."""
+    """Yield the hops grouped by destination; a tensor comes from the last model that returned it."""
     made: dict[str, tuple[str, TensorSpec]] = {}
     for model, stages in served.items():
         wanted: dict[str, list[TensorSpec]] = {}

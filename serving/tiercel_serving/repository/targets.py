@@ -1,4 +1,4 @@
-"""The targets a release can be compiled for, and the layouts of its stages. A target is data: one row."""
+"""The targets that a release can be compiled for, a row each, and the layouts and runners of its stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import InvalidSettings
 from ..problems import choose
 
-#: The layouts in which the same stages can be put into Triton models.
+#: The layouts in which stages can be grouped into Triton models.
 FUSED, STAGED = "fused", "staged"
 LAYOUTS = (FUSED, STAGED)
 
@@ -25,11 +25,11 @@ class Runner:
     backend
         Triton's name of the backend.
     in_process
-        Whether it runs in the server's process. A further model of the same stages then costs little memory,
-        so ``recommend`` and ``recommend_explain`` of the fused layout are each the model itself. Where each
-        model is a process, both are ensembles over one.
+        Whether it runs in the server's process. A second model of the same stages then costs little memory,
+        so in the fused layout ``recommend`` and ``recommend_explain`` are two such models. If each model is
+        a process, they are ensembles over one model.
     doc
-        One line for people.
+        A description in one line.
     """
 
     backend: str
@@ -37,7 +37,7 @@ class Runner:
     doc: str
 
 
-#: Runner → what it means.
+#: Every runner by its name.
 RUNNERS: Mapping[str, Runner] = {
     "python": Runner("python", False, "Triton's Python backend, a process for each model instance"),
     "tiercel": Runner("tiercel", True, "Tiercel's own backend, in the server's process"),
@@ -51,21 +51,21 @@ class Target:
     Parameters
     ----------
     engine
-        A row of :data:`~tiercel_serving.engines.table.ENGINES`: the form of the dense models, unless the
+        A row of :data:`~tiercel_serving.engines.table.ENGINES`, the engine of the dense models unless the
         export names another.
     instance_kind
-        Triton's instance group kind of the models that run stages in Python; engines in a backend of their
-        own have one by their device.
+        Triton's instance group kind of the models that run stages in Python. That of an engine in its own
+        backend depends on the engine's device.
     doc
-        One line for people.
+        A description in one line.
     device
-        Where the stages run that have a form in torch (``cpu`` or ``cuda``); None runs all of them on the
-        host, in NumPy, and needs no torch.
+        The device (``cpu`` or ``cuda``) of the stages that have an implementation in torch; None runs all
+        stages on the host in NumPy, without torch.
     instead
-        Rows of engines to take where an export can't make the first here, in order.
+        Rows of engines to use, in order, if the export can't make ``engine`` on its machine.
     stand_in
-        Row whose stages are the same on a device that every machine has: they are verified where this
-        target's device is not there.
+        A target with the same stages on a device that every machine has; it is verified instead if this
+        target's device is missing.
     """
 
     engine: str
@@ -76,7 +76,7 @@ class Target:
     stand_in: str | None = None
 
 
-#: Target name → what it means.
+#: Every target by its name.
 TARGETS: Mapping[str, Target] = {
     "cpu": Target("onnx", "KIND_CPU", "ONNX Runtime and faiss-cpu in Triton's Python backend"),
     "gpu": Target(
@@ -108,7 +108,7 @@ def find_runner(name: str) -> Runner:
 
 
 def model_groups(layout: str, stages: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return Triton model name → its stages, in the order of the graph; InvalidSettings if no such layout."""
+    """Return Triton model → its stages, in the graph's order; InvalidSettings for an unknown layout."""
     if layout not in LAYOUTS:
         raise InvalidSettings(f"layout: there is no layout {layout!r}; {choose(layout, LAYOUTS)}")
     if layout == FUSED:

@@ -1,7 +1,7 @@
-"""An offline validator: Triton's own rules for a model repository, applied before a server sees it.
+"""Validate a model repository offline, by Triton's own rules.
 
-Triton reports the first broken rule of a model in its log and answers NOT_FOUND afterwards; this
-reports all of them, with the model and tensor, where nothing has been started yet.
+Triton logs only the first broken rule of a model, and answers NOT_FOUND afterwards. This reports all of them,
+with the model and tensor, before a server is started.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .graph import CONFIG_FILE, MODEL_FILE, PYTHON
 #: Model name → its parsed config.
 Configs = Mapping[str, Any]
 
-#: Tensor of an ensemble → what it is, and who makes it.
+#: Tensor of an ensemble → its config, and the step that makes it.
 Made = dict[str, tuple[Any, str]]
 
 
@@ -29,8 +29,8 @@ def validate_repository(directory: Path) -> None:
     Raises
     ------
     InvalidConfig
-        If anything is found that a server would refuse, or that would break ours at run time. The
-        message has one line per finding.
+        Something would make a server refuse the repository, or would break serving at run time. The message
+        has one line per finding.
     """
     problems: list[str] = []
     configs = read_repository(directory, problems)
@@ -50,10 +50,10 @@ def validate_repository(directory: Path) -> None:
 
 
 def read_repository(directory: Path, problems: list[str]) -> dict[str, Any]:
-    """Parse all configs. Unreadable or missing ones are added to ``problems``."""
+    """Parse all configs; append the problem of each unreadable or missing one to ``problems``."""
     configs: dict[str, Any] = {}
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-        # Loose files do no harm; a directory without a config stops the server.
+        # Loose files are harmless, but a directory without a config stops the server.
         if not path.is_dir():
             continue
         file = path / CONFIG_FILE
@@ -119,7 +119,7 @@ def _model_problems(config: Any, directory: Path) -> Iterator[str]:
 
 
 def _ensemble_problems(config: Any, configs: Configs) -> Iterator[str]:
-    """Yield what breaks a rule: each tensor is made once, before it is used, and used by somebody."""
+    """Yield an ensemble's problems: each tensor must be made once, before it is used, and be used."""
     if config.instance_group:
         yield "an ensemble must not have an instance_group"
     if config.HasField("dynamic_batching") or config.HasField("sequence_batching"):
@@ -172,7 +172,7 @@ def _input_problems(
 def _output_problems(
     step: str, mapped: Mapping[str, str], model: Any, made: Made, config: Any
 ) -> Iterator[str]:
-    """Yield what is wrong with a step's outputs, and note in ``made`` what it makes."""
+    """Yield the problems of a step's outputs, and add the outputs to ``made``."""
     outputs = {tensor.name: tensor for tensor in model.output}
     public = {tensor.name: tensor for tensor in config.output}
     if not mapped:
@@ -192,7 +192,7 @@ def _output_problems(
 def _consistent(where: str, made: Any, wanted: Any, batch: int, config: Any) -> Iterator[str]:
     if made.data_type != wanted.data_type:
         yield f"{where}: dtype {_dtype(wanted)} is wanted, {_dtype(made)} comes"
-    # A model that does not batch writes the batch axis into its dims.
+    # A model without batching includes the batch axis in its dims.
     wanted_dims = list(wanted.dims)
     if batch == 0 and config.max_batch_size > 0 and wanted_dims[:1] == [-1]:
         wanted_dims = wanted_dims[1:]
@@ -201,7 +201,7 @@ def _consistent(where: str, made: Any, wanted: Any, batch: int, config: Any) -> 
 
 
 def _dims_match(one: Any, other: Any) -> bool:
-    """Equal, with -1 as wildcard on either side."""
+    """Return whether dims are equal, with -1 as a wildcard on either side."""
     return len(one) == len(other) and all(
         a == b or a == -1 or b == -1 for a, b in zip(one, other, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The versions of Triton that Tiercel serves on, and ``docs/compatibility.md``, written from this table.
+"""The versions of Triton that Tiercel serves on, from which ``docs/compatibility.md`` is generated.
 
 ``python -m tiercel_serving.supervise.compatibility > docs/compatibility.md``
 """
@@ -17,15 +17,15 @@ class Triton:
     Attributes
     ----------
     release
-        As NVIDIA counts containers, by year and month.
+        NVIDIA's version of the container, year and month.
     version
-        The server's own.
+        The server's version.
     cuda, tensorrt, python
-        What comes with it. CUDA is None without a GPU, TensorRT where NVIDIA's notes do not say.
+        The versions in it. CUDA is None without a GPU; TensorRT is None if NVIDIA's notes do not state it.
     compute_capability
-        Of the oldest GPU that it takes; None without a GPU.
+        The lowest one that it supports; None without a GPU.
     evidence
-        What this project has seen of it.
+        How far this project has tested it.
     """
 
     release: str
@@ -55,7 +55,7 @@ TRITONS: Sequence[Triton] = (
 
 @dataclass(frozen=True)
 class Part:
-    """One part of Tiercel: the extra that installs it, its Pythons, and what it brings that bounds them."""
+    """One part of Tiercel: its extra, its purpose, its Python versions, and the packages that limit them."""
 
     extra: str
     does: str
@@ -63,7 +63,7 @@ class Part:
     why: str
 
 
-#: The Pythons are pyproject.toml's, which a test compares.
+#: A test compares the Python versions with pyproject.toml.
 PARTS: Sequence[Part] = (
     Part(
         "",

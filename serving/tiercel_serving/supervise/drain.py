@@ -1,6 +1,6 @@
-"""The end of a Triton that is told to stop: it answers what is in flight and unloads its models.
+"""Stop a Triton gracefully: it answers the requests in flight and unloads its models.
 
-After that it only sleeps, a second or two between looks at what is left; nobody waits for its exit.
+After that it sleeps for a second or two between checks before it exits, so we do not wait for the exit.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from pathlib import Path
 from . import guard
 from .log import all_unloaded
 
-#: How long the last answers may take from Triton to the sockets.
+#: Time for the last responses to get from Triton to the sockets.
 _SENT_S = 0.1
 
 
 def drain(process: subprocess.Popen[bytes], log: Path, grace_s: float, *, whole: bool = False) -> None:
-    """Send SIGTERM, and return when nothing is in flight and every model is unloaded, or the time is over.
+    """Send SIGTERM, and return when nothing is in flight and every model is unloaded, or on a timeout.
 
     Parameters
     ----------
     process
         Triton, which leads a process group.
     log
-        Where it writes. What is no plain file isn't read; then its exit is waited for, as where its words
-        are others than those of the Tritons that we know.
+        Its log. If this is not a regular file, or lacks the messages of the Tritons that we know, the
+        function waits for the exit.
     grace_s
-        How long that may take.
+        The timeout.
     whole
-        Whether to wait until it has exited: what it writes at the very end, a trace, is wanted.
+        Whether to wait for the exit in any case, for what Triton writes at its very end, such as a trace.
     """
     whole = whole or not log.is_file()
     begun = 0 if whole else log.stat().st_size

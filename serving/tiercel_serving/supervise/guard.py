@@ -1,7 +1,7 @@
-"""What a server leaves behind, and how it is removed: processes, shared memory, a temporary directory.
+"""Remove what a server leaves behind: processes, shared memory, a temporary directory.
 
-Run as a script, it is the guard: a small process that waits until the one that started the server is
-gone, however it went, and then removes what that one could not. It needs the standard library alone.
+Run as a script, this is the guard, a small process that waits until the process that started the server is
+gone, for any reason, and then cleans up if that process did not. It needs only the standard library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-#: First line that the guard is sent on a clean stop.
+#: The line that the guard gets after a clean stop.
 DONE = "done"
 
 
@@ -24,7 +24,7 @@ def group_members(group: int) -> list[int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                # After the command's name, which may hold anything: state, parent, group.
+                # The fields after the command's name, which may contain anything: state, parent, group.
                 fields = Path("/proc", entry, "stat").read_text(errors="replace").rpartition(")")[2].split()
                 if int(fields[2]) == group and fields[0] not in "ZX":
                     found.append(int(entry))
@@ -32,7 +32,7 @@ def group_members(group: int) -> list[int]:
 
 
 def kill_group(group: int, grace_s: float = 0.0) -> None:
-    """End every process of a group: SIGTERM and a grace, if there is one, then SIGKILL; wait for the end."""
+    """End every process of a group: SIGTERM if ``grace_s`` > 0, then SIGKILL; wait up to 5 s for the end."""
     if grace_s > 0:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGTERM)
@@ -54,11 +54,11 @@ def remove_shared_memory(prefix: str) -> None:
 
 
 def remove_environments(spawned: float, folder: Path = Path("/tmp")) -> None:
-    """Remove the empty directory that the Python backend makes as it starts, and a killed one leaves.
+    """Remove the empty directory that the Python backend creates on start, and leaves if it is killed.
 
-    Its name is random and its place is fixed in the backend, so it is told by its age: ``spawned`` is when
-    Triton was started, seconds since the epoch. One that may be that of another Triton, which lives and was
-    started at the same moment, stays until that one ends: without it, its end is a crash.
+    The backend gives it a random name in a fixed place, so it is recognised by its age; ``spawned`` is when
+    Triton was started, in seconds since the epoch. A directory that may belong to another living Triton that
+    was started at the same time stays, because that Triton would crash on exit without it.
     """
     others = tritons()
     for path in folder.glob("python_env_??????"):
@@ -71,7 +71,7 @@ def remove_environments(spawned: float, folder: Path = Path("/tmp")) -> None:
 
 
 def tritons() -> list[float]:
-    """Return when each living Triton of this machine was started, in seconds since the epoch."""
+    """Return the start time of each living Triton on this machine, in seconds since the epoch."""
     booted = time.time() - float(Path("/proc/uptime").read_text().split()[0])
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
@@ -84,9 +84,9 @@ def tritons() -> list[float]:
 
 
 def main(workdir: str, prefix: str) -> None:
-    """Wait for the other end of standard input to close; clean up unless it said that it had done so.
+    """Wait until standard input is closed, then clean up; return without cleaning up on :data:`DONE`.
 
-    Each line is the id of a process group to end, or :data:`DONE`.
+    Any other line is the id of a process group to end.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

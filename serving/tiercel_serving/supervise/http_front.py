@@ -1,8 +1,8 @@
-"""Plain HTTP in front of Triton: bodies are limited and parsed here, and passed on over gRPC.
+"""Plain HTTP in front of Triton: it limits and parses bodies, and forwards requests over gRPC.
 
-Triton's own HTTP is never started: one request to it can end the server, and with it everybody's. A body of
-some MiB does until 2.59.1 (the container 25.07), brackets in brackets until 2.58 (25.05), a shape that is too
-large until 2.68 (26.04). The embedded Triton is 2.51.
+Triton's own HTTP is never started, because one request to it can crash the server for everybody: a body of
+some MiB before 2.59.1 (container 25.07), nested brackets before 2.58 (25.05), a shape that is too large
+before 2.68 (26.04). The embedded Triton is 2.51.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from ..errors import InvalidRequest
 from .kserve import plain, read_request, write_answer
 
-#: Bytes of a body, at most: 64 users with 10,000 exclusions each fit. Beyond it there is gRPC.
+#: Largest body in bytes: 64 users with 10,000 exclusions each fit. For more there is gRPC.
 MAX_BODY = 16 << 20
 
-#: Requests at work at once; the others wait.
+#: Requests that are processed concurrently; others wait.
 WORKERS = 8
 
-#: Seconds that Triton may take for a request.
+#: Timeout of a request to Triton, in seconds.
 DEADLINE_S = 60.0
 
-#: Seconds that requests at work get at the end, at most.
+#: The most seconds that requests in progress get on shutdown.
 GRACE_S = 10.0
 
-#: Seconds that a body may take to come, and that a connection may say nothing whole: who sends a byte now and
-#: then must not hold what others need.
+#: Seconds in which a body must arrive, and in which a connection must complete a request's head. A client
+#: that sends a byte now and then must not occupy what others need.
 BODY_S, IDLE_S = 60.0, 30.0
 
-#: Seconds between two looks at the connections.
+#: Seconds between two checks of the connections.
 LOOK_S = 1.0
 
-#: Says how many bytes of a body are JSON; tensors follow.
+#: The header with the number of bytes of a body that are JSON; tensors follow.
 JSON_SIZE = "Inference-Header-Content-Length"
 
-#: gRPC's status → HTTP's; all others are 500.
+#: gRPC status → HTTP status; all others are 500.
 _STATUS: Mapping[grpc.StatusCode, int] = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
@@ -62,7 +62,7 @@ _CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_len
 _MODEL = "/v2/models/{name}"
 _VERSION = _MODEL + "/versions/{version}"
 
-#: Address → method of the stub, its message, and the field whose truth is the answer.
+#: Path → method of the stub, its message, and the boolean field that is the answer.
 _READY = {
     "/v2/health/live": ("ServerLive", service_pb2.ServerLiveRequest, "live"),
     "/v2/health/ready": ("ServerReady", service_pb2.ServerReadyRequest, "ready"),
@@ -70,14 +70,14 @@ _READY = {
     f"{_VERSION}/ready": ("ModelReady", service_pb2.ModelReadyRequest, "ready"),
 }
 
-#: Address → method of the stub, and its message, for what is told in JSON.
+#: Path → method of the stub, and its message; the response is returned as JSON.
 _TOLD = {
     "/v2": ("ServerMetadata", service_pb2.ServerMetadataRequest),
     _MODEL: ("ModelMetadata", service_pb2.ModelMetadataRequest),
     _VERSION: ("ModelMetadata", service_pb2.ModelMetadataRequest),
 }
 
-#: What aiohttp logs, a traceback for each broken request, is the caller's to know; it is answered.
+#: aiohttp would log a traceback for each malformed request. That is the client's fault, and gets a response.
 _MUTED = logging.getLogger(f"{__name__}.aiohttp")
 _MUTED.setLevel(logging.CRITICAL)
 _LOG = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class HttpFront:
-    """Serves KServe's HTTP at an address, in a thread, by asking a Triton over gRPC.
+    """Serves KServe's HTTP at an address, in a thread, by forwarding to a Triton over gRPC.
 
     Parameters
     ----------
@@ -98,14 +98,14 @@ class HttpFront:
     Raises
     ------
     OSError
-        The port cannot be had.
+        The port is not available.
     """
 
     def __init__(self, host: str, port: int, grpc_url: str) -> None:
         self._channel = grpc.insecure_channel(grpc_url, options=_CHANNEL)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._workers = ThreadPoolExecutor(WORKERS, "tiercel-http")
-        # Others of this process need files too.
+        # Half of the file descriptors, because the rest of this process needs some too.
         self._connections = _Connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._watch: asyncio.Task[None] | None = None
         self._runner = web.AppRunner(self._app(), access_log=None, logger=_MUTED, shutdown_timeout=GRACE_S)
@@ -119,7 +119,7 @@ class HttpFront:
             raise
 
     def close(self, grace_s: float = 0.0) -> None:
-        """Stop listening; requests at work get ``grace_s`` seconds, :data:`GRACE_S` at most, to end."""
+        """Stop listening; wait up to :data:`GRACE_S` for requests in progress, or fail them without grace."""
         if grace_s <= 0:
             self._channel.close()
         self._run(self._end())
@@ -153,7 +153,7 @@ class HttpFront:
         return app
 
     def _told(self, method: str, message: Any, field: str | None = None) -> Handler:
-        """Return what answers with a message of Triton's, or with whether a field of it is true."""
+        """Return a handler that answers with a message of Triton's, or 200 or 400 for one of its fields."""
 
         async def handle(request: web.Request) -> web.Response:
             call = getattr(self._stub, method)
@@ -183,23 +183,23 @@ class HttpFront:
 
 
 class _Connections:
-    """Ends connections that say nothing: before a request, between two, or in the middle of a head.
+    """Closes idle connections: before a request, between two, or in the middle of a head.
 
     Parameters
     ----------
     most
-        So many may, for a while; of more the longest idle end.
+        The number of connections that may be idle; of more, the longest idle are closed at once.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._at_work: set[Any] = set()
-        # Each that is not at work, the longest first, and since when.
+        # Idle connection → since when, the longest idle first.
         self._idle: dict[Any, float] = {}
 
     @web.middleware
     async def counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Note that a connection is at work."""
+        """Mark the connection as active while its request is handled."""
         connection = request.protocol
         self._at_work.add(connection)
         self._idle.pop(connection, None)
@@ -209,13 +209,13 @@ class _Connections:
             self._at_work.discard(connection)
 
     async def watch(self, runner: web.AppRunner) -> None:
-        """Look at the connections again and again."""
+        """Check the connections periodically, until the server is gone."""
         while (server := runner.server) is not None:
             self.look(server.connections, asyncio.get_running_loop().time())
             await asyncio.sleep(LOOK_S)
 
     def look(self, connections: Sequence[Any], now: float) -> None:
-        """End those that were idle for too long, and the longest idle where there are too many."""
+        """Close those that were idle for too long, and the longest idle if there are too many."""
         there = set(connections)
         self._idle = {one: since for one, since in self._idle.items() if one in there}
         for one in connections:
@@ -229,7 +229,7 @@ class _Connections:
 
 
 def _json_size(said: str | None, size: int) -> int | None:
-    """Return how many bytes of a body are JSON, as its header says."""
+    """Return how many bytes of a body are JSON according to its header; None without one."""
     if said is None:
         return None
     if not (said.isascii() and said.isdigit() and len(said) < 20 and int(said) <= size):
@@ -239,7 +239,7 @@ def _json_size(said: str | None, size: int) -> int | None:
 
 @web.middleware
 async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error as Triton does: its status, and JSON that says what was wrong."""
+    """Answer every error as Triton does, with a status and a JSON object with the key ``error``."""
     try:
         return await handler(request)
     except (InvalidRequest, ValueError, web.RequestPayloadError) as error:
@@ -256,7 +256,7 @@ async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as error:
         return _error(error.status, error.reason)
     except (ConnectionError, HttpProcessingError):
-        raise  # there is nobody to answer any more, or aiohttp does
+        raise  # the client is gone, or aiohttp answers
     except Exception:
         _LOG.exception("%s %s", request.method, request.path)
         return _error(500, "this is a fault of the server, whose log has it")

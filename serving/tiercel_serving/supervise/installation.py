@@ -1,4 +1,4 @@
-"""Find a Triton on this machine: the one inside the ``nvidia-pytriton`` wheel, or one the caller names."""
+"""Find a Triton on this machine: the one in the ``nvidia-pytriton`` wheel, or one that the caller names."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from pathlib import Path
 from ..errors import LibPythonMissing, TritonMissing
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-#: Files of a ready-made Python backend directory.
+#: The files of a Python backend directory, except the stub.
 BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
 STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Where the parts of one Triton lie.
+    """Paths of the parts of one Triton.
 
-    ``stub`` is that of the running Python's minor version if it lies elsewhere (as in the wheel); None if the
-    backend directory is complete as it is (as in NVIDIA's container). ``libraries`` are for the loader.
+    ``stub`` is the stub for the running Python's minor version if it is kept elsewhere (as in the wheel), or
+    None if the backend directory is complete (as in NVIDIA's container). ``libraries`` are directories for
+    the loader's search path.
     """
 
     binary: Path
@@ -34,20 +35,20 @@ class Installation:
 
 
 def find_installation(triton: str | Path | None = None, *, module: str = "pytriton") -> Installation:
-    """Find a Triton's parts, or say what is missing.
+    """Find the parts of a Triton.
 
     Parameters
     ----------
     triton
-        The ``tritonserver`` binary, or the directory that holds ``bin/tritonserver``
-        (``/opt/tritonserver`` in NVIDIA's container). None takes the one of the ``nvidia-pytriton`` wheel.
+        The ``tritonserver`` binary, or the directory that contains ``bin/tritonserver``
+        (``/opt/tritonserver`` in NVIDIA's container). None uses the ``nvidia-pytriton`` wheel's.
     module
         The wheel's Python module.
 
     Raises
     ------
     TritonMissing
-        No server for this platform or Python, or a part of it is not where it belongs.
+        There is no server for this platform or Python, or a part of it is missing.
     """
     if sys.platform != "linux":
         raise TritonMissing(

@@ -1,6 +1,6 @@
-"""KServe's JSON, as Triton speaks it over HTTP, ↔ Triton's gRPC messages.
+"""Convert between KServe's JSON, as Triton uses it over HTTP, and Triton's gRPC messages.
 
-What a caller wrote is checked here, before Triton sees anything of it.
+Requests are validated here, before Triton gets them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 from ..errors import InvalidRequest
 from ..spec import Array
 
-#: Data type on the wire → NumPy's; those that tensors of a release may have. BYTES is text.
+#: Data type in requests → NumPy dtype, for the types that a release's tensors may have. BYTES is text.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "INT32": np.dtype(np.int32),
@@ -28,7 +28,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BYTES": np.dtype(np.object_),
 }
 
-#: What an element is in JSON, by the kind of its dtype.
+#: Kind of a dtype → the types that its elements may have in JSON, and their description.
 _ELEMENTS: Mapping[str, tuple[frozenset[type], str]] = {
     "b": (frozenset({bool}), "true or false"),
     "i": (frozenset({int}), "whole numbers"),
@@ -36,10 +36,10 @@ _ELEMENTS: Mapping[str, tuple[frozenset[type], str]] = {
     "O": (frozenset({str}), "text"),
 }
 
-#: A dimension beyond this is a mistake.
+#: The largest dimension that is accepted.
 _LARGEST = 2**31 - 1
 
-#: Whether an output of this name is wanted as bytes behind the JSON.
+#: Tells whether the output with this name is requested as bytes after the JSON.
 Binary = Callable[[str], bool]
 
 
@@ -49,20 +49,20 @@ def read_request(model: str, version: str, body: bytes, json_size: int | None) -
     Parameters
     ----------
     model, version
-        From the address; the version may be empty.
+        From the URL; the version may be empty.
     body
-        JSON, and the tensors that were sent as bytes behind it.
+        The JSON, followed by the tensors that were sent as bytes.
     json_size
-        Bytes of the JSON, from the header ``Inference-Header-Content-Length``; None is all.
+        Bytes of the JSON, from the header ``Inference-Header-Content-Length``; None is the whole body.
 
     Returns
     -------
-    The gRPC request, and which outputs are wanted as bytes.
+    The gRPC request, and which outputs are requested as bytes.
 
     Raises
     ------
     InvalidRequest
-        It is no such request, or a tensor's data does not fit its shape or type.
+        The body is not a valid request, or a tensor's data does not fit its shape or type.
     """
     size = len(body) if json_size is None else json_size
     document = _parse(body[:size])
@@ -86,7 +86,7 @@ def read_request(model: str, version: str, body: bytes, json_size: int | None) -
 
 
 def write_answer(response: Any, binary: Binary) -> tuple[bytes, int | None]:
-    """Return the body of an answer, and the bytes of its JSON if tensors follow as bytes (else None)."""
+    """Return a response's body, and the size of its JSON if tensors follow as bytes (else None)."""
     outputs, behind = [], []
     for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         entry: dict[str, Any] = {
@@ -107,7 +107,7 @@ def write_answer(response: Any, binary: Binary) -> tuple[bytes, int | None]:
 
 
 def plain(message: Any) -> dict[str, Any]:
-    """Return a message of text, shapes and lists of these as JSON."""
+    """Return a message as JSON, if its fields are text, integers, or lists of these or of such messages."""
     return {field.name: _value(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
 
 
@@ -153,7 +153,7 @@ def _objects(document: Mapping[str, Any], key: str, *, required: bool = True) ->
 
 
 def _put(parameters: Any, values: Mapping[str, Any]) -> None:
-    """Fill a message's parameters."""
+    """Set a message's parameters."""
     for name, value in values.items():
         kind = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}.get(
             type(value)
@@ -167,7 +167,7 @@ def _put(parameters: Any, values: Mapping[str, Any]) -> None:
 
 
 def _add_input(request: Any, entry: Mapping[str, Any], rest: memoryview) -> int:
-    """Add an input to a request; return how many bytes behind the JSON are its own."""
+    """Add an input to a request; return how many of the bytes after the JSON belong to it."""
     name = _text(entry, "name", "an input")
     datatype, shape = entry.get("datatype"), entry.get("shape")
     dtype = DTYPES.get(datatype) if isinstance(datatype, str) else None
@@ -192,7 +192,7 @@ def _add_input(request: Any, entry: Mapping[str, Any], rest: memoryview) -> int:
 
 
 def _raw(name: str, dtype: np.dtype[Any], data: Any, count: int) -> bytes:
-    """Return the bytes of a tensor's data, a flat list or lists in lists."""
+    """Return a tensor's bytes from its JSON data, a flat or nested list."""
     if not isinstance(data, list):
         raise InvalidRequest(f"input {name}: expected a list as 'data'")
     flat: Sequence[Any] = data
@@ -229,7 +229,7 @@ def _bytes(texts: Sequence[bytes]) -> bytes:
 
 
 def _elements(datatype: str, raw: bytes) -> list[Any]:
-    """Return a tensor's elements as JSON has them, end to end."""
+    """Return a tensor's elements for JSON, as one flat list."""
     dtype = DTYPES.get(datatype)
     if dtype is None:
         raise InvalidRequest(f"an output of {datatype} cannot be JSON; ask for it with binary_data")

@@ -1,4 +1,4 @@
-"""How Triton is started: its command line, its backend directory, its environment, the models it reads."""
+"""How Triton is started: its command line, backend directory, environment and model repository."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..release.opened import Release
 from ..repository.targets import find_runner
 from .installation import BACKEND_FILES, Installation
 
-#: What nobody needs to change on a server whose repository is read-only.
+#: Protocols that are switched off, because a server with a read-only repository does not need them.
 RESTRICTED = "shared-memory,model-repository,trace,logging"
 
-#: Flags that more of ours depends on than Triton, and what says the same to ``tiercel serve``.
+#: Flags that Tiercel depends on and sets itself, and what sets them through ``tiercel serve``.
 OURS: Mapping[str, str] = {
     "--model-repository": "the release",
     "--backend-directory": "--triton",
@@ -34,7 +34,7 @@ OURS: Mapping[str, str] = {
 
 
 def wrong_flag(flags: Sequence[str]) -> str | None:
-    """Return what is wrong with flags that a user has for Triton, or None."""
+    """Return the problem with a user's flags for Triton, or None."""
     for flag in flags:
         name = flag.partition("=")[0]
         if not name.startswith("--"):
@@ -46,9 +46,9 @@ def wrong_flag(flags: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Launch:
-    """What a start of Triton depends on; ``workdir`` is its own, and removed when it has ended.
+    """Everything that a start of Triton depends on; ``workdir`` is removed after Triton's end.
 
-    ``flags`` are the user's, behind those that every server gets: Triton takes the last of two.
+    The user's ``flags`` come after Tiercel's, because Triton uses the last of two.
     """
 
     installation: Installation
@@ -59,7 +59,7 @@ class Launch:
     flags: Sequence[str] = ()
 
     def command(self, repository: Path, libpython: Path) -> list[str]:
-        """Return the command line; makes a backend directory where what it needs is in parts."""
+        """Return the command line; creates a backend directory if the backends are in several places."""
         key = secrets.token_hex(16)
         command = [
             str(self.installation.binary),
@@ -69,7 +69,7 @@ class Launch:
             f"--metrics-address={self.host}",
             f"--grpc-port={self.ports['grpc']}",
             f"--metrics-port={self.ports['metrics']}",
-            # One request to Triton's own HTTP can end it: see http_front.py, which stands in for it.
+            # One request to Triton's own HTTP can crash it; http_front.py replaces it and explains this.
             "--allow-http=false",
             "--model-control-mode=none",
             "--exit-on-error=true",
@@ -79,7 +79,7 @@ class Launch:
             "--log-format=ISO8601",
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
             f"--backend-config=tiercel,libpython={libpython}",
-            # The key is drawn anew at each start and told to nobody, which turns these interfaces off.
+            # A random key that is never disclosed switches these protocols off.
             f"--grpc-restricted-protocol={RESTRICTED}:tiercel={key}",
         ]
         if self.installation.caches is not None:
@@ -87,9 +87,9 @@ class Launch:
         return [*command, *self.flags]
 
     def _backend_directory(self) -> Path:
-        """Return a complete backend directory.
+        """Return a complete backend directory, made of links if need be.
 
-        The wheel keeps its stubs apart from the backend, and Tiercel's own backend is in its package.
+        The wheel keeps the stubs outside of the backend, and Tiercel's backend is in Tiercel's package.
         """
         found, own = self.installation, backend.library()
         if found.stub is None and own is None:
@@ -111,8 +111,8 @@ class Launch:
 
     def environment(self, libpython: Path) -> dict[str, str]:
         """Return the environment variables; ``libpython`` is the shared library of the running Python."""
-        # The stub is the Python whose `python3` comes first on PATH: this one, not resolved, since a
-        # virtual environment is recognised by where its link lies.
+        # The stub runs the first `python3` on PATH, which must be the running Python. Its path is not
+        # resolved, because Python recognises a virtual environment by the link's place.
         folder = Path(sys.executable).parent
         if not (folder / "python3").exists():
             folder = self.workdir / "bin"
@@ -130,16 +130,16 @@ class Launch:
 def model_repository(
     source: Release | Path, layout: str | None, runner: str | None, workdir: Path, mirror: Path
 ) -> Path:
-    """Return the model repository that Triton shall read, of layout and runner or (None) the release's own.
+    """Return the model repository for Triton, with this layout and runner or (None) the release's own.
 
-    It is a mirror of links in a temporary directory: the stub writes ``__pycache__`` beside a ``model.py``
-    and cannot be told not to (its interpreter ignores the environment), but a release is immutable.
-    For another layout, store or runner than the release's own, one is written into ``workdir``.
+    It is a tree of links in a temporary directory, because a release is immutable, but the stub writes
+    ``__pycache__`` beside a ``model.py``, and its interpreter ignores the environment variable against that.
+    For a layout, store or runner other than the release's, a repository is rendered into ``workdir``.
 
     Raises
     ------
     ServerError
-        A plain repository has no layouts and names its own backends.
+        A layout or runner was given for a plain repository, which names its own backends.
     """
     if isinstance(source, Path):
         if layout is not None or runner is not None:
@@ -156,7 +156,7 @@ def model_repository(
         repository.mkdir()
         render_repository(source, repository, layout or own.layout, runner=runner)
         return repository
-    # Models find their release by a relative path, so its other parts are linked beside them.
+    # Models refer to their release by a relative path, so its other parts are linked beside them.
     mirror.mkdir()
     for name in (MANIFEST_NAME, "artefacts"):
         (mirror / name).symlink_to(place / name)
@@ -164,14 +164,14 @@ def model_repository(
 
 
 def check_runner(runner: str) -> None:
-    """Refuse a runner that there is not, or not here.
+    """Refuse a runner that does not exist or is not available here.
 
     Raises
     ------
     InvalidSettings
         There is no such runner.
     TritonMissing
-        Tiercel's own was not built.
+        The runner needs Tiercel's own backend, which was not built.
     """
     if find_runner(runner).in_process and backend.library() is None:
         raise TritonMissing(
@@ -182,7 +182,7 @@ def check_runner(runner: str) -> None:
 
 
 def _link(source: Path, destination: Path) -> Path:
-    """Make the directories of ``source`` in ``destination``, with a link for each file."""
+    """Create the directories of ``source`` in ``destination``, with a link for each file."""
     for folder, folders, files in os.walk(source):
         folders[:] = [name for name in folders if name != "__pycache__"]
         copy = destination / Path(folder).relative_to(source)

@@ -1,4 +1,4 @@
-"""Reading Triton's log: why it failed, and that its models are unloaded; and how its process ended."""
+"""Read from Triton's log why it failed and whether its models are unloaded, and describe its exit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _HARMLESS = ("CudaDriverHelper", "CUDA memory pool", "pinned system memory")
 _LOAD = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)")
 _ERROR = re.compile(r"^(?:\S+Z \d+ )?E\S* .*?\] (?P<message>.*)$|^error: (?P<plain>.*)$")
 _PORT = re.compile(r"Socket '[^']*:(\d+)' already in use")
-#: Written while it ends, when no inference is in flight any more; and for each model that has let go.
+#: Logged during shutdown once no inference is in flight; and for each model when it is unloaded.
 _LIVE = re.compile(r"Found (\d+) live models and 0 in-flight non-inference requests")
 _UNLOADED = "successfully unloaded '"
 
 
 def failure_reasons(text: str, limit: int = 4) -> list[str]:
-    """Return at most ``limit`` reasons why a start failed, in Triton's own words, the most telling first."""
+    """Return up to ``limit`` of Triton's messages on why a start failed, of failed model loads if any."""
     loads: list[str] = []
     others: list[str] = []
     for line in text.splitlines():
@@ -36,7 +36,7 @@ def port_in_use(text: str) -> int | None:
 
 
 def all_unloaded(text: str) -> bool:
-    """Return whether what Triton has written since it was told to stop says that no model is loaded."""
+    """Return whether Triton's log since SIGTERM shows that every model is unloaded."""
     looks = list(_LIVE.finditer(text))
     return bool(looks) and text.count(_UNLOADED, looks[-1].end()) >= int(looks[-1][1])
 
@@ -48,7 +48,7 @@ def tail(text: str, lines: int = 15) -> list[str]:
 
 
 def exit_text(status: int) -> str:
-    """Say how a process ended, from its return code as ``subprocess`` gives it."""
+    """Describe how a process ended, from its return code as in ``subprocess``."""
     if status >= 0:
         return f"exited with status {status}"
     with contextlib.suppress(ValueError):
@@ -57,6 +57,6 @@ def exit_text(status: int) -> str:
 
 
 def _plain(message: str) -> str:
-    """Undo the quoting of Triton's log, and leave out the place in the code after the message."""
+    """Undo the quoting of Triton's log, and drop the stack trace after the message."""
     text = message.strip().strip('"').replace("\\n", "\n").split("\n\nAt:")[0]
     return re.sub(r"\s+", " ", text.removeprefix("Internal: ")).strip()

@@ -1,8 +1,8 @@
-"""Ports for a server that is about to start: held from the moment they are chosen until it has them.
+"""Reserve ports for a server that is about to start, until the server has bound them.
 
-A held socket is bound and never listens. Linux lets a second socket with ``SO_REUSEADDR`` bind to the
-same port as long as nobody listens there, so Triton can take a held port, while whoever asks the kernel
-for a free one is never given it.
+A reserved port has a socket that is bound but never listens. Linux lets a second socket with ``SO_REUSEADDR``
+bind to a port as long as no socket listens there, so Triton can take it. But the kernel does not give it to a
+process that asks for a free port.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from ..errors import PortTaken, ServerError
 
 @contextlib.contextmanager
 def held_ports(host: str, wanted: Mapping[str, int | None]) -> Iterator[dict[str, int]]:
-    """Hold one port of an IPv4 address for each name; None takes a free one.
+    """Reserve one port of an IPv4 address for each name; None takes a free one.
 
     Raises
     ------
     PortTaken
-        Somebody listens on a port that was asked for.
+        A requested port is in use, or was requested twice.
+    ServerError
+        The address is not one of this machine.
     """
     with contextlib.ExitStack() as stack:
-        # The ports that were named come first: a free one must not happen to be one of them.
+        # Requested ports come first, so that a free one can't coincide with any of them.
         order = sorted(wanted, key=lambda name: wanted[name] is None)
         found = {name: _hold(stack, host, name, wanted[name]) for name in order}
         if len(set(found.values())) != len(found):
@@ -46,7 +48,7 @@ def _hold(stack: contextlib.ExitStack, host: str, name: str, port: int | None) -
 
 
 def port_taken(host: str, name: str, port: int, reason: str) -> PortTaken:
-    """Return the error for a port that could not be had."""
+    """Return the error for a port that is not available."""
     return PortTaken(
         f"{name} port {port} on {host} is not free ({reason}); stop what uses it, or choose another with "
         f"--{name}-port (0 takes a free one)"

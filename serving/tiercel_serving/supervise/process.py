@@ -28,12 +28,12 @@ from .launch import Launch, check_runner, model_repository, wrong_flag
 from .log import exit_text, failure_reasons, port_in_use, tail
 from .ports import held_ports, port_taken, resolve_host
 
-#: Makes one real inference at a gRPC address within so many seconds, or raises.
+#: Makes one real inference at a gRPC address within a timeout in seconds, or raises.
 Canary = Callable[[str, float], None]
 
 _CANARY_ATTEMPTS = 3
 _CANARY_START_S = 10.0
-#: How long a Triton whose first thread has ended may take until the kernel tells how it ended.
+#: How long to wait for the exit status of a Triton whose first thread has ended.
 _ENDING_S = 1.0
 
 
@@ -62,36 +62,36 @@ def start_server(
     host
         Where gRPC, HTTP and metrics listen: an IPv4 address, or a name that has one.
     grpc_port, http_port, metrics_port
-        Ports; None or 0 takes a free one, held until Triton has it.
+        Ports; None or 0 takes a free one, reserved until Triton has bound it.
     layout
-        ``staged`` or ``fused``; None serves the release's own.
+        ``staged`` or ``fused``; None is the release's own.
     runner
         What runs the stages: a row of :data:`~tiercel_serving.repository.targets.RUNNERS`; None is the
         release's own.
     triton
-        Another Triton than the wheel's, see :func:`~.installation.find_installation`.
+        A Triton other than the wheel's, see :func:`~.installation.find_installation`.
     triton_flags
         More flags for ``tritonserver``, each with its value.
     canary
-        The first inference; None asks the release's ``recommend``, and a repository without that
-        ensemble only for readiness.
+        The first inference; None calls the ensemble ``recommend``, or checks only readiness if the
+        repository has none.
     timeout_s
-        How long the start may take.
+        How long Triton may take to become ready.
     log
-        Where Triton's log goes; None keeps it only if the server fails.
+        File for Triton's log, which is appended to; None keeps the log only if the server fails.
     progress
-        Called with a file's name and bytes as the release's checksums are compared.
+        Called with a file's name and size in bytes as the release's checksums are compared.
 
     Raises
     ------
     ReleaseError
         The release is missing, damaged or of another build or format.
     PortTaken, TritonMissing, LibPythonMissing
-        Something that the server needs is not to be had.
+        Something that the server needs is not available.
     ServerFailed
         Triton exited, did not become ready in time, or its first inference failed.
     ServerError
-        A flag is none, or one that this function gives to Triton itself.
+        A flag is invalid or set by this function itself, or the host has no IPv4 address.
     """
     if (wrong := wrong_flag(triton_flags)) is not None:
         raise ServerError(f"triton_flags: {wrong}")
@@ -113,21 +113,21 @@ def start_server(
 
 
 class TritonServer:
-    """A running Triton; :func:`start_server` makes one. Leaving its ``with`` block stops it.
+    """A running Triton, returned by :func:`start_server`. Leaving its ``with`` block stops it.
 
-    If the process that started it ends in any other way, SIGKILL included, a small guard process stops
-    it and removes its shared memory and its temporary directory.
+    If the process that started it ends in any other way, including SIGKILL, a small guard process stops
+    Triton and removes its shared memory and its temporary directory.
 
     Attributes
     ----------
     grpc_url
         ``host:port``, as ``tiercel_client`` takes it.
     http_url, metrics_url
-        URLs with scheme; the second one is the whole address of the metrics page.
+        URLs with scheme; the second is the full URL of the metrics page.
     release
-        What is served, or None for a plain repository.
+        The served release, or None for a plain repository.
     layout, runner
-        How it is served; empty for a plain repository.
+        Its layout and runner; empty for a plain repository.
     pid
         Triton's process id, which is also its process group.
     started_s
@@ -176,18 +176,18 @@ class TritonServer:
         self.stop()
 
     def check(self) -> None:
-        """Raise if Triton or one of its Python stubs has died, which costs a few reads of ``/proc``.
+        """Raise if Triton or one of its Python stubs has died; this costs a few reads of ``/proc``.
 
         Raises
         ------
         ServerFailed
-            Triton never restarts a stub: every later request that needs it would fail.
+            A process died, or the server was stopped. Triton never restarts a stub.
         """
         if self._stopped.is_set() or self._process is None:
             raise ServerFailed("this server was stopped; start another")
         gone = self._members.difference(guard.group_members(self.pid)) if self._members else ()
-        status = self._process.poll()  # after the members: Triton is one, and may die in between
-        if status is None and self.pid in gone:  # its first thread has ended, others are still ending
+        status = self._process.poll()  # after the members, because Triton is one and may die in between
+        if status is None and self.pid in gone:  # its first thread has ended, others are still running
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = self._process.wait(_ENDING_S)
         if status is not None:
@@ -197,18 +197,18 @@ class TritonServer:
             raise self._failure(f"Triton{what} died while it was serving; start the server again")
 
     def wait(self, *, canary_interval_s: float = 10.0, canary_timeout_s: float = 5.0) -> None:
-        """Block while the server serves, and return when another thread has stopped it.
+        """Block while the server runs, and return when another thread has stopped it.
 
         Parameters
         ----------
         canary_interval_s, canary_timeout_s
-            How often a real inference is made, and how long it may take. One failure is repeated at
-            once; two in a row mean that the server no longer serves.
+            How often a real inference is made, and how long it may take. A failed one is repeated at
+            once; after two failures in a row the server counts as failed.
 
         Raises
         ------
         ServerFailed
-            Triton or a stub died, or the canary failed: stop, and let a supervisor start again.
+            Triton or a stub died, or the canary failed; stop, and let a supervisor restart the server.
         """
         due = time.monotonic() + canary_interval_s
         while not self._stopped.wait(0.5):
@@ -219,16 +219,16 @@ class TritonServer:
                     self._repeat_canary(self._canary, canary_timeout_s)
                     due = time.monotonic() + canary_interval_s
             except ServerFailed:
-                if not self._stopping.is_set():  # a stop by another thread looks like a failure from here
+                if not self._stopping.is_set():  # a stop by another thread looks like a failure here
                     raise
 
     def stop(self, grace_s: float = 10.0) -> None:
-        """Stop Triton and remove all it left: processes, shared memory, temporary files. May be repeated.
+        """Stop Triton and remove its processes, shared memory and temporary files; idempotent.
 
         Parameters
         ----------
         grace_s
-            How long requests in flight may take to end before the processes are killed.
+            How long requests in flight may take before the processes are killed.
         """
         with self._lock:
             if self._stopped.is_set():
@@ -288,7 +288,7 @@ class TritonServer:
             time.sleep(0.02)
 
     def _ready(self) -> bool:
-        # A pool of its own: else a refused connection is not tried again for a second.
+        # A separate subchannel pool, because a shared one retries a refused connection only after a second.
         with grpc.insecure_channel(self.grpc_url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             try:
@@ -327,7 +327,7 @@ class TritonServer:
             if grace_s > 0 and process.poll() is None:
                 drain(process, self.log_path, grace_s, whole=bool(self._launch.flags))
         finally:
-            # Reached by a second Ctrl-C too. The group still holds stubs that outlived the server.
+            # A second Ctrl-C gets here too. The group may still contain stubs that outlived the server.
             if process.poll() is None or guard.group_members(self.pid):
                 guard.kill_group(self.pid)
             process.wait()
@@ -351,7 +351,7 @@ class TritonServer:
         return ""
 
     def _failure(self, what: str) -> ServerFailed:
-        """Describe a failure by Triton's own words, and keep its log."""
+        """Return the error for a failure, with Triton's own messages, and keep its log."""
         text = self._log_text()
         kept = self.log_path
         if self._workdir in kept.parents:

@@ -1,7 +1,8 @@
-"""Whole answers against the plain reference: the same candidates but for near ties, in the same order.
+"""Compare whole answers with the plain reference: equal candidates except for near ties, in equal order.
 
-Where a cut-off falls between scores so close that another engine may swap them, the golden vectors say which
-candidates are certain and which lie near; what is then made of those that are served is worked out anew.
+A cut-off may fall between scores so close that another engine may swap them. The golden vectors therefore
+mark which candidates are certain and which are near the cut-off. If the served candidates differ there, the
+reference orders those that were served.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class StoredAnswers:
     want
         The golden tensors.
     tolerance
-        How far final scores may lie apart, and what counts as a tie.
+        The allowed difference of final scores, which also defines a tie.
     """
 
     def __init__(self, release: Release, want: Mapping[str, Array], tolerance: Tolerance = ENGINE) -> None:
@@ -44,13 +45,13 @@ class StoredAnswers:
         self._item_of = plain_items(columns)
         self._places = any(getattr(step, "places", False) for step in release.settings.reorder)
         figures = release.manifest.sources.values()
-        #: What share of the best items the sources find together, at least.
+        #: The lowest recall of the approximate sources, as the export measured it; None if all are exact.
         self.recall = min(
             (one.get("recall", 1.0) for one in figures if not one.get("exact", True)), default=None
         )
 
     def compare(self, got: Mapping[str, Array]) -> tuple[Difference, float]:
-        """Compare what was served; return the difference, and the mean share of certain candidates kept."""
+        """Compare served tensors; return the difference, and the mean share of certain candidates kept."""
         pairs = [self._compare(got, user) for user in range(len(self._want["status"]))]
         status = compare_arrays(got["status"], self._want["status"], EXACT, "status")
         return merge([status, *(one for one, _ in pairs)]), float(np.mean([share for _, share in pairs]))
@@ -65,7 +66,8 @@ class StoredAnswers:
         kept = list(source_of)
         strange = [row for row in kept if row not in place_of]
         certain = {row for row, at in place_of.items() if want["candidate_certain"][at]}
-        # Another source gave what the first one missed, or what nearly tied: a ranker may read which.
+        # Candidates from another source than expected, because one missed them or they nearly tied. A ranker
+        # may read the source, so their scores are not compared.
         moved = {row for row in kept if source_of[row] != want["candidate_source"][place_of.get(row, 0)]}
         moved.difference_update(strange)
         if self.recall is None:
@@ -87,7 +89,7 @@ class StoredAnswers:
             ids, scores = ids[known], scores[known]
         places = [place_of[row] for row in kept if row not in apart]
         if self._places:
-            # One pick decides the next: what is to be said is whether the served scores were ordered rightly.
+            # Each pick decides the next, so check whether the served scores were ordered correctly.
             best_ids, best = self._ordered(want, places, {name: array[user] for name, array in got.items()})
         elif want["candidate_kept"][places].all() and len(places) == count:
             size = int(want["count"][0])
@@ -102,7 +104,7 @@ class StoredAnswers:
     def _ordered(
         self, want: Mapping[str, Array], places: list[int], served: Mapping[str, Array] | None = None
     ) -> tuple[Array, Array]:
-        """Return ids and scores of what the reference makes of these candidates, or of them as served."""
+        """Return ids and scores in the reference's order, of these candidates or of their served scores."""
         numbers = zip(
             *(want[f"candidate_{name}"].tolist() for name in ("row", "score", "source")), strict=True
         )

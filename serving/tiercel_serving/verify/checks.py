@@ -1,7 +1,7 @@
-"""Verification: every artefact of a release against its golden vectors, and against its originals.
+"""Verify every artefact of a release against its golden vectors, and against its originals.
 
-It needs what serving needs and no more: golden vectors stand in for NVTabular and torch. An export hands
-its originals over as well, so that fresh rows are compared with them while they are at hand.
+This needs only what serving needs, because golden vectors replace NVTabular and torch. An export also passes
+its originals, so that more rows are compared with them while they exist.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ from .reference import plain_items
 from .report import VerifyReport, VerifyRow
 from .stand_in import ANSWERS, with_stand_ins
 
-#: Items on which rules are compared.
+#: Number of items on which rules are compared.
 RULE_ITEMS = 1000
 
-#: Users for whom rules are compared that ask for more than items.
+#: Number of users for whom rules are compared that depend on more than the item.
 RULE_USERS = 5
 
-#: How far the recall of a source may lie below the manifest's, besides what chance explains on few users.
+#: How far a source's recall may be below the manifest's, in addition to the sampling error of few users.
 RECALL_SLACK = 0.02
 
-#: Called with the check's name, how many are done, and of how many.
+#: Called with the check's name, the number of checks done, and the number of all.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """Fresh rows with what NVTabular makes of them."""
+    """Fresh input rows with NVTabular's outputs."""
 
     inputs: Mapping[str, Column]
     outputs: Mapping[str, Column]
@@ -72,20 +72,20 @@ class FeatureRows:
 
 @dataclass(frozen=True)
 class Originals:
-    """What a release was made of, for the comparison that only an export can make.
+    """What a release was made from, for the comparison that only an export can make.
 
     Parameters
     ----------
     features
-        Artefact name → rows with NVTabular's own answer.
+        Artefact name → rows with NVTabular's outputs.
     models
-        Engine stage → what runs the torch module on named arrays.
+        Engine stage → a function that runs the torch module on named arrays.
     batches
         Engine stage → batches to run both on.
     sources
-        Source → the arrays that it was made of.
+        Source → the arrays that it was made from.
     reduced
-        Engine stage → what its engine of less than float32 will compute.
+        Engine stage → the model in its engine's reduced precision.
     """
 
     features: Mapping[str, FeatureRows]
@@ -108,22 +108,22 @@ def verify_release(
     release
         The release or its directory.
     originals
-        What it was made of.
+        What it was made from, during an export.
     progress
         Called after each check.
 
     Returns
     -------
     VerifyReport
-        One row a check. Differences are rows that are not ok, and do not raise.
+        Differences are rows that are not ok, and do not raise.
 
     Raises
     ------
     ReleaseError
-        If a file is missing, changed, of another build or of another format.
+        A file is missing, changed, of another build or of another format.
     """
     opened = release if isinstance(release, Release) else open_release(release)
-    # What was written to a store since is no part of a release, and must not make it differ from itself.
+    # Later writes to a store are not part of the release, and must not count as differences.
     opened = Release(opened.path, opened.manifest, MemoryMapped())
     checks: dict[str, Callable[[], Iterator[VerifyRow]]] = {
         name: lambda check=check: check(opened)  # type: ignore[misc]
@@ -179,13 +179,13 @@ def _items(release: Release) -> Iterator[VerifyRow]:
 
 
 def _table(stored: Array, made: Array, name: str) -> Difference:
-    """Compare a table with its rows made anew, and the pad row with zeros."""
+    """Compare a table with its recomputed rows, and its pad row with zeros."""
     pad = np.zeros((1, *stored.shape[1:]), stored.dtype)
     return compare_arrays(np.asarray(stored), np.concatenate([made, pad]), EXACT, name)
 
 
 def _fitted(made: Array, like: Array) -> Array:
-    """Give a list's rectangle the width of the table's."""
+    """Pad or cut a packed list to the width of the table's."""
     if made.ndim < 2 or made.shape[1] == like.shape[1]:
         return made
     out = np.zeros((len(made), *like.shape[1:]), made.dtype)
@@ -195,7 +195,7 @@ def _fitted(made: Array, like: Array) -> Array:
 
 
 def _rules(release: Release) -> Iterator[VerifyRow]:
-    """Compare each rule with its plain reference, for some items."""
+    """Compare each rule with its plain reference, on a sample of items."""
     settings, table = release.settings, release.items
     columns = table.columns(dict.fromkeys(name for rule in settings.rules for name in rule.columns()))
     rows = np.unique(np.linspace(0, table.size - 1, RULE_ITEMS).astype(np.int64))
@@ -208,7 +208,7 @@ def _rules(release: Release) -> Iterator[VerifyRow]:
 
 
 def _asking_rules(release: Release) -> Iterator[VerifyRow]:
-    """Compare what rules make of a few users with their plain references; their requests say nothing."""
+    """Compare rules that depend on the user or request with their references, for a few plain requests."""
     rules = RequestRules(release, clock=time)
     if not rules.opened:
         return
@@ -240,7 +240,7 @@ def _asking_rules(release: Release) -> Iterator[VerifyRow]:
 
 
 def _users(release: Release) -> Iterator[VerifyRow]:
-    # The release's own users, whatever store serves: this is about what the export made of them.
+    # The release's own users even if another store serves, because this checks the export.
     store = release.users
     users = store.at(np.arange(store.size + 1))
     program = FeatureProgram.open(release.artefact("user_features", "features"))
@@ -258,7 +258,7 @@ def _users(release: Release) -> Iterator[VerifyRow]:
 
 
 def _sources(release: Release) -> Iterator[VerifyRow]:
-    """Compare each source's candidates with its plain reference's, for users who have seen things."""
+    """Compare each source's candidates with its plain reference's, with the users' seen items masked."""
     golden, items = StoredGolden(release), release.manifest.catalogue.items
     for kind in release.settings.sources:
         artefact = release.artefact(f"source_{kind.name}", "source")
@@ -275,7 +275,7 @@ def _sources(release: Release) -> Iterator[VerifyRow]:
 def _source_row(
     release: Release, kind: SourceKind, scores: Array, rows: Array, want: Mapping[str, Array]
 ) -> VerifyRow:
-    """Compare rank by rank, or by the share that is found where a source may miss some."""
+    """Compare rank by rank, or by recall if the source is approximate."""
     figures = release.manifest.sources[kind.name]
     measured, check = figures.get("recall", 1.0), "plain reference (golden)"
     if figures.get("exact", True):
@@ -286,7 +286,7 @@ def _source_row(
     for expected, found, best, own in zip(want["rows"], rows, want["scores"], scores, strict=True):
         real = expected < items
         if real.any():
-            # Which of several equal items stands at the cut-off is nobody's loss.
+            # Items that tie at the cut-off are interchangeable.
             cut = best[real].min()
             ties = np.abs(own - cut) <= ENGINE.absolute + ENGINE.relative * abs(cut)
             reached = np.isin(found, expected[real]) | ((found < items) & ties)
@@ -298,8 +298,8 @@ def _source_row(
 
 
 def _floor(measured: float, users: int) -> float:
-    """Return the recall below which chance does not explain what so few users see."""
-    # A share lies between 0 and 1, so its variance is at most r(1 - r): two standard errors.
+    """Return the lowest recall that sampling error of so few users explains, less :data:`RECALL_SLACK`."""
+    # Two standard errors. A user's share is between 0 and 1, so its variance is at most r(1 - r).
     return float(measured - RECALL_SLACK - 2 * np.sqrt(measured * (1 - measured) / max(users, 1)))
 
 

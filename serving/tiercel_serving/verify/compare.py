@@ -1,4 +1,4 @@
-"""One comparator for every form of the same thing: an oracle's outputs against a candidate's."""
+"""The comparators of verification: the outputs under test against those of an oracle."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..spec import Array
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two floats may lie apart: ``|a − b| ≤ absolute + relative · |b|``, b being the oracle's.
+    """The allowed difference of two floats, ``|a − b| ≤ absolute + relative · |b|``, b being the oracle's.
 
-    ``same_top`` is the share of rankings whose first :data:`TOP` must besides be the same, for an engine
-    whose numbers alone say little of what people see; None asks for nothing.
+    ``same_top`` is the share of rankings whose first :data:`TOP` must also be equal, for an engine whose
+    scores are so coarse that their difference says little about the ranking. None requires nothing.
     """
 
     absolute: float
@@ -28,17 +28,17 @@ class Tolerance:
         return "exact" if self == EXACT else f"{self.absolute:g} + {self.relative:g}·|x|"
 
 
-#: How many of the best candidates :func:`same_top` looks at.
+#: How many of the best candidates :func:`same_top` compares.
 TOP = 10
 
 
-#: Elements that are compared at once: bounds the float64 copies.
+#: Elements that are compared at once, which bounds the size of the float64 copies.
 _BLOCK = 1 << 20
 
-#: Not one bit may differ.
+#: No difference is allowed; 0.0 equals -0.0, and NaN equals NaN.
 EXACT = Tolerance(0.0, 0.0)
 
-#: The same float32 graph in another engine, whose kernels sum in another order.
+#: For the same float32 graph in another engine, whose kernels sum in another order.
 ENGINE = Tolerance(1e-5, 1e-4)
 
 
@@ -49,17 +49,17 @@ class Difference:
     Parameters
     ----------
     compared
-        How many elements were compared.
+        Number of elements compared.
     worst
-        The largest absolute difference; infinite where one side is NaN and the other not, or where
-        things that are not numbers differ.
+        The largest absolute difference; infinite if only one side is NaN, or if values that are not floats
+        differ.
     worst_relative
         The largest difference relative to the oracle's value, where that is not 0.
     ok
-        Whether everything lies within the tolerance.
+        Whether everything is within the tolerance.
     where
-        The tensor and index of the worst element that is out of tolerance, or why shapes or dtypes
-        do not fit; empty if all is well.
+        The tensor and index of the worst element that is out of tolerance, or how shapes or dtypes differ;
+        empty if ``ok``.
     """
 
     compared: int
@@ -72,12 +72,12 @@ class Difference:
 def compare_arrays(
     candidate: Array, oracle: Array, tolerance: Tolerance = EXACT, name: str = ""
 ) -> Difference:
-    """Compare two arrays of the same shape and dtype; NaN equals NaN.
+    """Compare two arrays, whose shape and dtype must be equal too; NaN equals NaN.
 
     Parameters
     ----------
     candidate, oracle
-        The array under test and the one that is right.
+        The array under test, and the expected one.
     tolerance
         Applies to floats; everything else must be equal.
     name
@@ -116,7 +116,7 @@ def compare_arrays(
 
 
 def _same_bits(a: Array, b: Array) -> bool:
-    """Whether numbers are equal bit for bit; False also says that this can't be told so easily."""
+    """Return whether numbers are bitwise equal; False also for dtypes for which this is not tested."""
     if a.dtype.kind not in "iufb" or a.dtype.itemsize > 8:
         return False
     bits = f"u{a.dtype.itemsize}"
@@ -146,7 +146,7 @@ def _float_distance(candidate: Array, oracle: Array, tolerance: Tolerance) -> tu
 def compare(
     candidate: Mapping[str, Array], oracle: Mapping[str, Array], tolerance: Tolerance = EXACT
 ) -> Difference:
-    """Compare named arrays. A name that only one side has is a difference."""
+    """Compare named arrays; a name that only one side has is a difference."""
     if set(candidate) != set(oracle):
         text = f"expected tensors {sorted(oracle)}, got {sorted(candidate)}"
         return Difference(0, np.inf, np.inf, False, text)
@@ -154,7 +154,7 @@ def compare(
 
 
 def merge(differences: list[Difference]) -> Difference:
-    """Put several comparisons together; the first failure says where."""
+    """Combine several comparisons; ``where`` is that of the first failure."""
     return Difference(
         sum(item.compared for item in differences),
         max((item.worst for item in differences), default=0.0),
@@ -171,10 +171,10 @@ def compare_rankings(
     oracle_scores: Array,
     tolerance: Tolerance = ENGINE,
 ) -> Difference:
-    """Compare ranked lists, row by row: the same scores, and the same ids but for ties.
+    """Compare ranked lists row by row, for equal scores, and equal ids except for ties.
 
-    Two engines may swap items whose scores lie within the tolerance of each other, also across the
-    end of the list; nothing else may differ.
+    Two engines may swap items whose scores are within the tolerance of each other, also across the end of the
+    list. Nothing else may differ.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def compare_rankings(
     candidate_scores, oracle_scores
         ``[B, k]`` float32, best first.
     tolerance
-        For the scores, and for what counts as a tie.
+        The allowed difference of scores, which also defines a tie.
     """
     scores = compare_arrays(candidate_scores, oracle_scores, tolerance, "score")
     if candidate_ids.shape != oracle_ids.shape:
@@ -211,20 +211,20 @@ def same_top(candidate: Array, oracle: Array, top: int = TOP) -> npt.NDArray[np.
     Parameters
     ----------
     candidate, oracle
-        Scores ``[B, K, T]``, more is better; NaN comes last.
+        Scores ``[B, K, T]``, higher is better; NaN comes last.
     top
-        How many are the best.
+        How many candidates are the best ones.
 
     Returns
     -------
-    ``[B, T]`` bool. Candidates whose scores lie within :data:`ENGINE` of each other count as equal: another
-    float32 engine may swap them too.
+    ``[B, T]`` bool. Candidates whose scores are within :data:`ENGINE` of each other count as equal, because
+    another float32 engine may swap them too.
     """
     top = min(top, oracle.shape[1])
     own = np.where(np.isnan(candidate), -np.inf, candidate)
     right = np.where(np.isnan(oracle), -np.inf, oracle)
     chosen = np.argpartition(-own, top - 1, axis=1)[:, :top]
-    # Equal scores are equally good: so it is scores that are compared, not places.
+    # Candidates with equal scores are equally good, so compare scores and not places.
     found = np.sort(np.take_along_axis(right, chosen, axis=1), axis=1)
     best = np.sort(right, axis=1)[:, -top:]
     distance, allowed, _ = _float_distance(found, best, ENGINE)
@@ -233,7 +233,7 @@ def same_top(candidate: Array, oracle: Array, top: int = TOP) -> npt.NDArray[np.
 
 
 def compare_columns(candidate: Mapping[str, Column], oracle: Mapping[str, Column]) -> Difference:
-    """Compare feature columns to the last bit: values, what is null, and where lists end."""
+    """Compare feature columns exactly: values, nulls, and the offsets of lists."""
     return compare(_comparable(candidate), _comparable(oracle))
 
 
@@ -244,7 +244,7 @@ def _comparable(columns: Mapping[str, Column]) -> dict[str, Array]:
         valid = np.ones(len(values), np.bool_) if column.valid is None else np.asarray(column.valid)
         if values.dtype.kind == "f":
             valid = valid & ~np.isnan(values)
-        # What stands at a null's place is unspecified.
+        # The value at a null is unspecified.
         blank = b"" if values.dtype == np.object_ else values.dtype.type(0)
         arrays[name] = np.where(valid, values, blank).astype(values.dtype)
         arrays[f"{name} (not null)"] = valid

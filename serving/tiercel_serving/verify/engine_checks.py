@@ -1,4 +1,4 @@
-"""Checks of the engines: with torch's answers, with what runs the same graph, and by who comes out on top."""
+"""Checks of the engines against torch, against their stand-ins, and by the top candidates of rankings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .golden import StoredGolden
 from .report import VerifyRow
 from .stand_in import with_stand_ins
 
-#: What runs a model on named arrays.
+#: Runs a model on named arrays.
 Run = Callable[[Arrays], dict[str, Array]]
 
 
 @dataclass(frozen=True)
 class ReducedModel:
-    """A model as its engine of less than float32 will compute it: on which batches, how closely, in what."""
+    """A model in its engine's reduced precision, with the batches, tolerance and precision of its check."""
 
     run: Run
     batches: list[dict[str, Array]]
@@ -34,7 +34,7 @@ class ReducedModel:
 
 
 def check_engines(release: Release) -> Iterator[VerifyRow]:
-    """Compare each engine with torch's golden answers, and what was built of a graph with the graph."""
+    """Compare each engine with torch's golden outputs, and a built engine also with its graph."""
     golden, (opened, reasons) = StoredGolden(release), with_stand_ins(release)
     for name in golden.contents.engines:
         kind: Any = ENGINES.find(model_of(name, opened).engine)
@@ -53,7 +53,7 @@ def check_engines(release: Release) -> Iterator[VerifyRow]:
 
 
 def _of_stand_in(name: str, release: Release, kind: BuiltKind, inputs: Arrays) -> dict[str, Array]:
-    """Return what the graph itself gives for a built engine's inputs."""
+    """Run the graph of a built engine in its stand-in, on the engine's inputs."""
     other = ENGINES.find(kind.stand_in)
     stage = release.stages[RANKING if is_ranker(name) else name]
     outputs = tuple(tensor.name for tensor in stage.outputs)
@@ -65,7 +65,7 @@ def _of_stand_in(name: str, release: Release, kind: BuiltKind, inputs: Arrays) -
 def _at_batch(
     engine: Engine, inputs: Arrays, outputs: Arrays, batch: int, tolerance: Tolerance
 ) -> Difference:
-    """Run the golden rows in batches of this size, repeating them to fill the last."""
+    """Compare the golden rows in batches of this size; the last is filled by repeating rows."""
     rows = len(next(iter(outputs.values())))
     differences = []
     for start in range(0, rows, batch):
@@ -81,18 +81,18 @@ def check_models(
     batches: Mapping[str, list[dict[str, Array]]],
     reduced: Mapping[str, ReducedModel],
 ) -> Iterator[VerifyRow]:
-    """Compare each engine with its torch module while that is at hand.
+    """Compare each engine with its torch module, during an export.
 
     Parameters
     ----------
     release
         The release.
     models
-        Engine stage → what runs the torch module.
+        Engine stage → a function that runs the torch module.
     batches
         Engine stage → batches to run both on.
     reduced
-        Engine stage → what its engine of less than float32 will compute.
+        Engine stage → the model in its engine's reduced precision.
     """
     opened, reasons = with_stand_ins(release)
     for name, model in models.items():
@@ -106,7 +106,7 @@ def check_models(
 
 
 def _reduced_row(name: str, reduced: ReducedModel, model: Run) -> VerifyRow:
-    """Compare what half precision makes of a ranker with torch: its numbers, and who comes out on top."""
+    """Compare a ranker in reduced precision with torch: its scores, and the top candidates."""
     differences, same = [], []
     for batch in reduced.batches:
         got, want = reduced.run(batch), model(batch)
@@ -122,6 +122,6 @@ def _reduced_row(name: str, reduced: ReducedModel, model: Run) -> VerifyRow:
 
 
 def ranker_tolerance(release: Release) -> Tolerance:
-    """Return how far the scores of whole answers may lie apart: as far as the ranker's."""
+    """Return the tolerance for the scores of whole answers, which is the ranker's."""
     ranking = release.manifest.ranking
     return ENGINE if ranking is None else ENGINES.find(ranking.engine).tolerance

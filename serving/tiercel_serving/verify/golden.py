@@ -1,8 +1,8 @@
-"""Golden vectors: a few inputs of every artefact with what its oracle makes of them.
+"""Golden vectors: a few inputs of every artefact with its oracle's outputs.
 
 The oracles are NVTabular for the feature programs, torch for the models, and the plain reference of each kind
-for sources and for whole answers. They are asked once, at export; afterwards a release can be verified on a
-machine that has neither NVTabular nor torch, and so this module needs neither.
+for sources and for whole answers. They run once, at export. Afterwards a release can be verified on a machine
+without NVTabular and torch, so this module needs neither.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..release.opened import Release
 from ..spec import Array
 from ..tables.column_store import open_column, store_column
 
-#: Rows of each feature program, users of each model and source, and of whole answers.
+#: Number of rows for each feature program, of users for each model and source, and of users for answers.
 FEATURE_ROWS, MODEL_ROWS, ANSWER_USERS = 48, 8, 16
 
-#: The artefact.
+#: The artefact's name and kind.
 GOLDEN = "golden"
 
 
 class Program(msgspec.Struct, frozen=True):
-    """Names of a feature program's golden columns, and how many rows they have."""
+    """Names of a feature program's golden columns, and their number of rows."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -43,7 +43,7 @@ class Tensors(msgspec.Struct, frozen=True):
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """What the artefact holds: by feature artefact, by engine stage, by source, and whole answers."""
+    """The artefact's contents: by feature artefact, by engine stage, by source, and whole answers."""
 
     features: dict[str, Program]
     engines: dict[str, Tensors]
@@ -53,12 +53,12 @@ class Contents(msgspec.Struct, frozen=True):
 
 @dataclass
 class Golden:
-    """Golden vectors while they are gathered.
+    """Golden vectors while they are collected.
 
     Parameters
     ----------
     arrays
-        What the artefact will hold.
+        The artefact's arrays.
     features, engines, sources, answers
         As in :class:`Contents`.
     """
@@ -127,7 +127,7 @@ class StoredGolden:
 
 
 def _put_arrays(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Lay out named tensors for an artefact; ``bytes`` become a stored column and a shape."""
+    """Return an artefact's arrays for named tensors; ``bytes`` become a stored column and a shape."""
     stored: dict[str, Array] = {}
     for name, array in arrays.items():
         key = f"{prefix}.{name}"

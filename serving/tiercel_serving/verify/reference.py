@@ -1,7 +1,7 @@
-"""The served graph after its models in plain code: one user at a time, by each kind's own reference.
+"""The served graph, given its models' outputs, in plain code: one user at a time, with each kind's reference.
 
-No stage, no fast path, no array of users. Golden answers come from here, and the tests of the stages compare
-with it.
+It uses no stage, no fast path and no array over users. It produces the golden answers, and the tests of the
+stages compare with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..settings import (
 from ..sources.table import UserTensors
 from ..spec import Array
 
-#: Two scores closer than this, relative to the larger, may come in either order from another engine.
+#: Another engine may swap two scores whose relative difference is smaller than this.
 TIE = 2e-4
 
 _NOTHING = float("-inf")
@@ -34,7 +34,7 @@ _NOTHING = float("-inf")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate: its catalogue row, its retrieval score, and the code of its source."""
+    """One candidate: its catalogue row, its retrieval score, and its source's number, counted from 1."""
 
     row: int
     score: float
@@ -43,16 +43,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One user's candidates, best first, and what another engine may make of scores that nearly tie.
+    """One user's candidates, best first, and which others near ties may bring in.
 
     Parameters
     ----------
     candidates
         The candidates.
     certain
-        Rows that are retrieved whichever way near ties fall.
+        Rows that are retrieved however near ties are resolved.
     band
-        Candidates beyond the first that may be retrieved; None if there are too many to say.
+        Further candidates that may be retrieved; None if there are too many to list.
     """
 
     candidates: list[Candidate]
@@ -78,13 +78,13 @@ def retrieve(
     sources
         The arrays of each source's artefact.
     user
-        What the sources read.
+        The tensors that the sources read.
     allowed
-        ``[I]``: what the user may get.
+        ``[I]`` bool, the items that the user may get.
     unknown
-        Whether nothing is known of the user.
+        Whether the user is unknown.
     spare
-        How many behind each cut-off shall count as near it, for sources that miss a few.
+        How many candidates after each cut-off count as near it, for sources that miss a few.
     """
     fallback = settings.fallback
     if unknown and settings.unknown_users == FALLBACK:
@@ -127,7 +127,7 @@ def listed(
     rows: Sequence[int],
     allowed: npt.NDArray[np.bool_],
 ) -> list[Candidate]:
-    """Return the N best of the items that a request names; the parameters are those of :func:`retrieve`."""
+    """Return the N best of the items that a request names; for other parameters see :func:`retrieve`."""
     mine = [row for row in dict.fromkeys(rows) if row < len(allowed) and allowed[row]]
     terms = scale_of(settings)
     if terms:
@@ -147,13 +147,13 @@ def near_cut(
     *,
     spare: int = 0,
 ) -> list[tuple[Candidate, bool]]:
-    """Return every candidate that may be kept, best first, and whether it is whichever way near ties fall."""
+    """Return the candidates that may be kept, best first, and whether each is kept however ties resolve."""
     every = in_order(settings, sources, user, [*found.candidates, *(found.band or ())])
     every = [c for c in every if all(rule.reference(item_of(c.row)) for rule in settings.rules)]
     settled = np.array([c.row in found.certain for c in every], np.bool_)
     above = _above(np.array([c.score for c in every]), TIE)
     if not scale_of(settings):
-        # Sources follow one another; nobody knows which of them gives what is not settled.
+        # Without a common scale sources follow one another, and an unsettled candidate's source is unknown.
         of = np.array([c.source for c in every])
         above = np.where(of[:, None] == of, above, of[:, None] < of) & settled & settled[:, None]
     sure, near = _first(above, settled, settings.kept, spare)
@@ -161,7 +161,7 @@ def near_cut(
 
 
 def _above(scores: Array, tie: float) -> npt.NDArray[np.bool_]:
-    """Return ``[x, y]``: whether x, of scores best first, is clearly above y; without ``tie`` all are."""
+    """Return ``[x, y]``, whether score x is clearly above y (best first); with ``tie`` 0, by position."""
     if not tie:
         return np.tri(len(scores), k=-1, dtype=np.bool_).T
     above: npt.NDArray[np.bool_] = scores[:, None] - scores > tie * np.maximum(np.abs(scores), 1e-3)
@@ -171,7 +171,7 @@ def _above(scores: Array, tie: float) -> npt.NDArray[np.bool_]:
 def _first(
     above: npt.NDArray[np.bool_], settled: npt.NDArray[np.bool_], count: int, spare: int
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Return who is surely among the first ``count``, and who may be: only the settled surely stand ahead."""
+    """Return which are surely among the first ``count``, and which may be; only settled ones rank ahead."""
     sure = np.count_nonzero(~above, axis=1) - 1 < count
     near = np.count_nonzero(above & settled[:, None], axis=0) < count
     return sure, near | sure | (np.arange(len(above)) < count + spare)
@@ -183,7 +183,7 @@ def in_order(
     user: UserTensors,
     taken: list[Candidate],
 ) -> list[Candidate]:
-    """Sort by the common scale; without one by source, then score."""
+    """Sort by the common scale, or without one by source and then score."""
     if scale_of(settings):
         scored = [Candidate(c.row, scale_score(settings, sources, user, c.row), c.source) for c in taken]
         return sorted(scored, key=lambda c: (-c.score, c.row))
@@ -191,7 +191,7 @@ def in_order(
 
 
 def scale_of(settings: ServingSettings) -> list[tuple[int, float]]:
-    """Return the sources of the common scale, weighed: the blend, or the first that scores any item."""
+    """Return (place, weight) of the common scale's sources: the blend, or the first that scores any item."""
     if settings.blend:
         names = [source.name for source in settings.sources]
         return [(names.index(name), weight) for name, weight in settings.blend]
@@ -212,7 +212,7 @@ def scale_score(
 
 @dataclass(frozen=True)
 class Kept:
-    """The kept candidates, their places among the retrieved, and every slot's reason."""
+    """The kept candidates, their places among the retrieved ones, and the reason code of every slot."""
 
     candidates: list[Candidate]
     places: list[int]
@@ -231,7 +231,7 @@ def keep(
     item_of
         Catalogue row → the item's raw values.
     candidates
-        Best first.
+        The retrieved candidates, best first.
     """
     kept: list[int] = []
     reasons = []
@@ -257,23 +257,23 @@ def order(
     unknown: bool = False,
     user: Mapping[str, Any] | None = None,
 ) -> list[tuple[int, float]]:
-    """Return (row, final score) of the kept that no step drops, best first; -inf is last.
+    """Return (row, final score) of the kept candidates that no step drops, best first; -inf comes last.
 
     Parameters
     ----------
     settings
         The reorder steps.
     item_of
-        Catalogue row → the item's raw values, and what the sources that steps read know of it.
+        Catalogue row → the item's raw values, and its values in the sources that steps read.
     kept
         The kept candidates.
     tasks
-        The ranker's scores of each, one number a task; None is no ranker.
+        The ranker's scores of each candidate, one number per task; None without a ranker.
     unknown
-        Whether nothing is known of the user.
+        Whether the user is unknown.
     user
-        What the steps read of the user and the request; ``served`` rows to go by where gains
-        nearly tie, or ``served_by_step``.
+        What the steps read of the user and the request. ``served`` holds the served rows, which decide where
+        gains nearly tie in the last step; ``served_by_step`` holds them for each step.
     """
     user = {"item_of": item_of, **_extremes(item_of), **(user or {})}
     bypass = unknown and settings.unknown_users == FALLBACK
@@ -286,7 +286,7 @@ def order(
     ]
     rows = [candidate.row for candidate in kept]
     scores = _numbers(scores)
-    # The served order tells of the last step alone, unless it is known of each.
+    # The served order is that of the last step, unless the orders of all steps are given.
     early = {name: told for name, told in user.items() if name != "served"}
     last = [user["served"]] if "served" in user else []
     served = user.get("served_by_step", [[]] * (len(settings.reorder) - len(last)) + last)
@@ -316,12 +316,12 @@ def _extremes(item_of: Callable[[int], Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _numbers(scores: Iterable[float]) -> list[float]:
-    """Return scores that sort: what is no number goes last."""
+    """Return scores with NaN replaced by -inf, so that they sort."""
     return [_NOTHING if score != score else score for score in scores]
 
 
 def plain_items(columns: Mapping[str, Column]) -> Callable[[int], dict[str, Any]]:
-    """Return what turns a catalogue row into the item's raw values: None is null, text is ``str``."""
+    """Return a function from a row to its raw values, with None for null and ``str`` for text."""
 
     def item_of(row: int) -> dict[str, Any]:
         return {name: _plain_value(column, row) for name, column in columns.items()}

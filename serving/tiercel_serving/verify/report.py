@@ -18,21 +18,21 @@ class VerifyRow:
     Parameters
     ----------
     artefact
-        Which part of the release.
+        The part of the release.
     check
         What it was compared with.
     compared
-        How many values.
+        Number of values compared.
     worst
-        The largest difference; None where the check is not about numbers.
+        The largest difference; None if the check is not about numbers.
     tolerance
-        What was allowed.
+        The allowed difference.
     ok
-        Whether it is within.
+        Whether the check passed.
     detail
         Where it failed, or what was measured.
     warning
-        Whether it says less than it should.
+        Whether the check covers less than it should.
     """
 
     artefact: str
@@ -69,7 +69,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every row is."""
+        """Whether every row is ok."""
         return all(row.ok for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:

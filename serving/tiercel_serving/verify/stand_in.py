@@ -1,4 +1,4 @@
-"""A release that can't run here completely: other engines run the same graphs, another device the stages."""
+"""Stand-ins for engines and a device that this machine lacks, so that a release can be verified here."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..repository.targets import find_target
 from ..stages.engine import engine_names
 from ..stages.specs import is_ranker, query_stage
 
-#: The reason why the stages run on another device goes under this name.
+#: The key of the reason why the stages run on another device.
 ANSWERS = "answers"
 
 
 def with_stand_ins(release: Release) -> tuple[Release, dict[str, str]]:
-    """Return the release with stand-ins for what this machine can't run, and why for each such stage.
+    """Return the release with stand-ins for what this machine can't run, and the reason for each such stage.
 
-    Nothing is written, and a release that can run as it is is returned so. Where the target's device is not
-    there, the reason goes under :data:`ANSWERS`.
+    Nothing is written. A release that can run completely is returned unchanged. If the target's device is
+    missing, the reason is under :data:`ANSWERS`.
     """
     manifest = release.manifest
     reasons: dict[str, str] = {}
@@ -60,7 +60,7 @@ def with_stand_ins(release: Release) -> tuple[Release, dict[str, str]]:
 
 
 def _missing(target: str) -> str | None:
-    """Return why this machine has not the device of a target, or None."""
+    """Return why a target's device is not available on this machine, or None."""
     from ..device.place_torch import Place
 
     device = find_target(target).device

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: one builder and one runner, over the module of either."""
+"""TensorRT and TensorRT-RTX: one builder and one runner, which work with the Python module of either."""

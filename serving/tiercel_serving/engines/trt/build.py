@@ -1,7 +1,7 @@
-"""The one builder: an ONNX file → a plan, by the TensorRT module that it is given.
+"""Build a plan from an ONNX file, with the TensorRT module that is passed in.
 
-The network is strongly typed: what is computed in half precision is said by the graph
-(``tiercel_export.models.casts``), not by flags, which TensorRT 11 no longer has.
+The network is strongly typed: the graph determines what is computed in half precision
+(``tiercel_export.models.casts``). Precision flags are not used, because TensorRT 11 no longer has them.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Plan:
     Parameters
     ----------
     plan
-        What the runtime deserialises.
+        The bytes that the runtime deserialises.
     inputs
         Name → NumPy dtype, in the network's order.
     outputs
         Names, in the network's order.
     layers
-        How many layers the parsed network has.
+        The number of layers of the parsed network.
     timing_cache
-        What was measured of kernels, for the next build; empty where the flavour measures nothing.
+        Kernel timings for the next build; empty if the flavour measures none.
     """
 
     plan: bytes
@@ -47,7 +47,7 @@ class Plan:
 
 
 def network_sha256(file: Path) -> str:
-    """Return the checksum of an ONNX file and of the weights beside it."""
+    """Return the SHA-256, in hex, of a file followed by the weights beside it (``.data``), if any."""
     digest = hashlib.sha256()
     for part in (file, file.with_name(file.name + ".data")):
         if part.is_file():
@@ -75,20 +75,20 @@ def build_plan(
     flavour
         Its row.
     folder
-        Where the graph lies.
+        The graph's folder.
     specification
         What to build.
     timing_cache
-        What an earlier build on this device measured.
+        Kernel timings of an earlier build on this device, or empty.
     refittable
-        Whether it shall take other weights later, at the price of what is fused with constants.
+        Whether the plan must accept other weights later, which prevents fusion with constants.
 
     Raises
     ------
     ArtefactCorrupt
-        The graph is not the one that the specification speaks of.
+        The graph is not the one that the specification names.
     EngineBuildFailed
-        The parser lacks an operator, or no kernel does what a layer asks for; the message names the layer.
+        The parser does not support an operator, or no kernel implements a layer; the message names the layer.
     """
     file = folder / specification.network
     if network_sha256(file) != specification.network_sha256:
@@ -96,7 +96,7 @@ def build_plan(
     with _parsed(trt, file) as (builder, network, log):
         config: tensorrt.IBuilderConfig = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, specification.workspace_mb << 20)
-        # TF32 keeps ten bits of each factor: what shall be float32 would be compared with torch in vain.
+        # TF32 rounds each factor to a 10-bit mantissa, and float32 plans would differ from torch.
         config.clear_flag(trt.BuilderFlag.TF32)
         if refittable:
             config.set_flag(trt.BuilderFlag.REFIT)
@@ -124,7 +124,7 @@ def build_plan(
 
 
 def parser_problems(trt: Module, file: Path) -> list[str]:
-    """Return what the real parser has against a graph, one line a layer; empty if it takes it."""
+    """Return the real parser's objections to a graph, one line a layer; empty if it accepts the graph."""
     try:
         with _parsed(trt, file):
             return []
@@ -139,18 +139,18 @@ def _numpy_dtype(trt: Module, tensor: tensorrt.ITensor) -> Any:
 
 
 class _Log:
-    """What the library said that was worse than a warning."""
+    """The library's messages of severity error and above."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
 
     def said(self) -> str:
-        """Return the last of it."""
+        """Return the last messages, in one line."""
         return " | ".join(self.errors[-3:]) or "it said nothing"
 
 
 def make_logger(trt: Module, errors: list[str]) -> Any:
-    """Return a logger of the library's that appends errors to a list, and is silent otherwise."""
+    """Return a logger for the library that appends errors to a list, and ignores everything else."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -165,7 +165,7 @@ def make_logger(trt: Module, errors: list[str]) -> Any:
 
 @contextmanager
 def _parsed(trt: Module, file: Path) -> Iterator[tuple[tensorrt.Builder, tensorrt.INetworkDefinition, _Log]]:
-    """Give a builder and the parsed network; they hold what the parser read, so it lives as long."""
+    """Yield a builder and the parsed network; the parser owns what they refer to, so it is kept alive."""
     log = _Log()
     logger = make_logger(trt, log.errors)
     builder: tensorrt.Builder = trt.Builder(logger)
@@ -189,7 +189,7 @@ def _profile(
     batch: tuple[int, int, int],
     file: Path,
 ) -> tensorrt.IOptimizationProfile:
-    """Return the one profile: the batch between its bounds, everything else as the graph says."""
+    """Return the one profile: a batch between its bounds, and all other sizes as in the graph."""
     profile = builder.create_optimization_profile()
     for place in range(network.num_inputs):
         tensor = network.get_input(place)

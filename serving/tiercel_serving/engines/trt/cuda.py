@@ -1,4 +1,4 @@
-"""The few calls of CUDA's runtime that a plan needs, by NVIDIA's own bindings."""
+"""The few CUDA runtime calls that a plan needs, through NVIDIA's bindings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...errors import DeviceUnavailable
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU: its model, its compute capability such as ``8.9``, and the bytes that are free on it."""
+    """One GPU: its model, its compute capability such as ``8.9``, and its free memory in bytes."""
 
     name: str
     capability: str
@@ -21,19 +21,19 @@ class Device:
 
 
 def runtime() -> Any:
-    """Return CUDA's runtime API; ModuleNotFoundError names what is not installed."""
+    """Return CUDA's runtime API, or raise ModuleNotFoundError if the bindings are not installed."""
     from cuda.bindings import runtime as cudart
 
     return cudart
 
 
 def ask(cudart: Any, call: str, *arguments: Any) -> Any:
-    """Make one call of the runtime and return what it gives.
+    """Call a function of the runtime, and return its value, or a tuple of them.
 
     Raises
     ------
     DeviceUnavailable
-        CUDA answered with an error; the message has its name.
+        CUDA returned an error; the message has its name.
     """
     error, *values = getattr(cudart, call)(*arguments)
     if int(error) != 0:
@@ -54,12 +54,12 @@ def find_device(cudart: Any) -> Device:
     Raises
     ------
     DeviceUnavailable
-        There is none, or its driver is older than this CUDA.
+        There is no GPU, or its driver is older than this CUDA.
     """
     _, driver = cudart.cudaDriverGetVersion()
     _, library = cudart.cudaRuntimeGetVersion()
     error, count = cudart.cudaGetDeviceCount()
-    # Without a driver CUDA calls it insufficient too, and its version is 0.
+    # Without a driver, whose version is then 0, CUDA reports the same error.
     if driver and error.name == "cudaErrorInsufficientDriver":
         raise DeviceUnavailable(
             f"the GPU's driver supports CUDA {_version(driver)}, this process was built for "

@@ -1,4 +1,4 @@
-"""Where TensorRT and TensorRT-RTX differ: one row each. All else that we call has the same name in both."""
+"""The differences between TensorRT and TensorRT-RTX, a row for each; all other calls have the same names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import KindUnavailable
 
-#: A TensorRT module, of either flavour. Its objects are typed by ``tensorrt-stubs`` where we hold them.
+#: A TensorRT module of either flavour; ``tensorrt-stubs`` types its objects where we annotate them.
 Module = Any
 
 
@@ -20,20 +20,21 @@ class Flavour:
     Parameters
     ----------
     name
-        What its plans say that they were built by.
+        The name that its plans record as their builder's.
     modules
-        Names under which its Python module may be installed, the first that is there wins.
+        Names under which its Python module may be installed; the first one found is used.
     since, below
-        The versions that this builder was written for: from ``since`` on, and before ``below``.
+        The versions (major, minor) that this builder was written for: from ``since`` on, and before
+        ``below``.
     remedy
-        What to do where it is not installed, or is of another version.
+        What errors advise if it is not installed, or has another version.
     portable
-        Whether a plan is built on any machine and runs on each of ``capabilities``; else it is built on the
-        GPU that will run it, and runs on that model alone.
+        Whether a plan can be built on any machine and runs on each of ``capabilities``. If not, it is built
+        on the GPU that will run it, and runs on that model only.
     capabilities
-        Compute capabilities of the GPUs that it supports; empty where it is not the plan's matter.
+        Compute capabilities of the GPUs that it supports; empty if plans are not restricted to a list.
     timing_cache
-        Whether what it measured of kernels can be kept for the next build. TensorRT-RTX measures nothing.
+        Whether its kernel timings can be kept for the next build. TensorRT-RTX measures none.
     """
 
     name: str
@@ -71,7 +72,7 @@ FLAVOURS: Mapping[str, Flavour] = {
     ),
 }
 
-#: Every name of the module that the builder and the runner use. A test compares them with the real bindings.
+#: Every name of the module that we use, by class. A test compares them with the real bindings.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "": (
         *("__version__", "Builder", "ILogger", "OnnxParser", "OnnxParserRefitter", "Refitter", "Runtime"),
@@ -126,9 +127,9 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 def find_module(flavour: Flavour) -> Module | None:
-    """Return the flavour's module, or None where none is installed.
+    """Return the flavour's module, or None if it is not installed.
 
-    Type stubs alone make an empty package of the same name, which is none.
+    Type stubs install an empty package of the same name, which does not count.
     """
     for name in flavour.modules:
         try:
@@ -146,7 +147,7 @@ def load(flavour: Flavour) -> Module:
     Raises
     ------
     KindUnavailable
-        It is not installed, or of a version that this was not written for.
+        It is not installed, or its version is outside the supported range.
     """
     module = find_module(flavour)
     since, below = (".".join(map(str, version)) for version in (flavour.since, flavour.below))

@@ -1,8 +1,8 @@
-"""New weights in a built plan: for a release that differs from the last in its weights alone.
+"""Refit a plan with new weights, for a release that differs from an earlier one only in its weights.
 
-NVIDIA's documentation, "Refitting an engine": a plan that was built with the flag REFIT takes other weights
-of the same graph in a fraction of the time of a build. Not run on a GPU by this project's tests, which have
-none: they hold it against a double.
+A plan that was built with the flag REFIT accepts other weights for the same graph, in a fraction of the time
+of a build (NVIDIA's documentation, "Refitting an engine"). This project's tests have no GPU and run this
+against a test double.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def unfit(old: Path, flavour: Flavour, version: str, device: str, wanted: BuildS
     Parameters
     ----------
     old
-        The plan, with what it is bound to and its specification beside it.
+        The plan, with its :class:`~..bound.Bound` and its specification beside it.
     flavour, version, device
-        What would build the new one, and for what.
+        The library, its version and the device of a new build.
     wanted
-        What shall be built.
+        The specification of the new build.
     """
     try:
         bound, specification = Bound.read(old), BuildSpecification.read(old.parent)
@@ -59,14 +59,14 @@ def refit_plan(trt: Module, flavour: Flavour, old: Path, network: Path) -> bytes
     flavour
         Its row.
     old
-        A plan of this machine that was built to be refitted.
+        A refittable plan for this machine.
     network
         The ONNX file with the new weights.
 
     Raises
     ------
     EngineBuildFailed
-        The library does not take the plan or the weights, in its words.
+        The library rejects the plan or the weights; the message has its reason.
     """
     said: list[str] = []
     logger = make_logger(trt, said)

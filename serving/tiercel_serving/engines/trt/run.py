@@ -1,7 +1,6 @@
-"""A plan in the Python process: buffers once, then per batch one copy in, one launch, one copy out.
+"""Run a plan in the Python process: allocate buffers once; per batch copy in, launch, and copy out.
 
-Not run on a GPU by this project's tests, which have none: they hold it against a double of CUDA and of
-TensorRT.
+This project's tests have no GPU and run this against test doubles of CUDA and TensorRT.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from .specification import BuildSpecification
 if TYPE_CHECKING:
     import torch
 
-#: What to do about a plan that does not fit.
+#: What errors advise if a plan does not fit this machine.
 REBUILD = "run `tiercel build-engines RELEASE` on this machine"
 
 
 @dataclass
 class _Buffer:
-    """One tensor of the plan, for the largest batch: page-locked memory of the host, and the device's."""
+    """Buffers of one tensor for the largest batch: page-locked host memory, and device memory."""
 
     name: str
     host: Array
@@ -43,12 +42,13 @@ class _Buffer:
 
 
 def check_plan(file: Path, flavour: Flavour, trt: Module, device: Device, outputs: Sequence[str]) -> Bound:
-    """Refuse a plan that this machine can't run, before anything of it is read.
+    """Refuse a plan that this machine can't run, before the plan itself is read.
 
     Raises
     ------
     EngineMismatch
-        It was built by another version or flavour, for another GPU, or of another graph than lies beside it.
+        It was built by another version or flavour, for another GPU, or from another graph than the one
+        beside it.
     """
     bound = Bound.read(file)
     if bound.library != flavour.name:
@@ -87,7 +87,7 @@ class PlanEngine:
     Raises
     ------
     EngineMismatch
-        See :func:`check_plan`; or the runtime does not take the plan, in its words.
+        See :func:`check_plan`; or the runtime rejects the plan, and the message has its reason.
     DeviceUnavailable
         There is no GPU, its driver is too old, or it has too little memory left.
     """
@@ -114,7 +114,7 @@ class PlanEngine:
             raise DeviceUnavailable(f"{file}: no execution context: {' | '.join(said[-2:])}")
         self._stream = ask(cudart, "cudaStreamCreate")
         names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
-        # Inputs first: the shapes of outputs follow from theirs.
+        # Inputs first, because they determine the shapes of the outputs.
         names.sort(key=lambda name: name not in bound.inputs)
         buffers = [self._buffer(trt, name) for name in names]
         self._in = [b for b in buffers if b.name in bound.inputs]
@@ -134,7 +134,7 @@ class PlanEngine:
             )
 
     def _buffer(self, trt: Module, name: str) -> _Buffer:
-        """Take the memory of one tensor at the profile's largest batch."""
+        """Allocate the buffers of one tensor for the profile's largest batch."""
         dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
         if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
             shape = tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
@@ -174,17 +174,17 @@ class PlanEngine:
         return {name: self._out[name].rows(batch).copy() for name in self.outputs}
 
     def run_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run the plan on torch's tensors where they are, on torch's stream, without waiting for it.
+        """Run the plan on torch tensors without a copy, on torch's current stream, without synchronising.
 
         Raises
         ------
         InvalidRequest
-            As :meth:`run` says.
+            The batch is larger than the plan's profile allows.
         """
         import torch
 
         batch = self._batch(tensors)
-        # What is read must live until the plan is started; after that torch keeps it for its stream.
+        # Inputs must live until the plan is enqueued; later reuse of their memory is ordered on the stream.
         given = {name: tensors[name].contiguous() for name in self.inputs}
         for name, tensor in given.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
@@ -199,7 +199,7 @@ class PlanEngine:
         return {name: made[name] for name in self.outputs}
 
     def _batch(self, arrays: Mapping[str, Any]) -> int:
-        """Return how many users there are; refuse more than the plan takes."""
+        """Return the batch size in users; refuse one above the plan's maximum."""
         batch = len(arrays[self.inputs[0]])
         if batch > self.max_batch:
             raise InvalidRequest(
@@ -216,7 +216,7 @@ class PlanEngine:
         ask(self._cudart, "cudaMemcpyAsync", to, of, size, kind, self._stream)
 
     def close(self) -> None:
-        """Give the memory of the device and the page-locked memory back."""
+        """Free the device memory and the page-locked memory."""
         buffers = [*self._in, *self._out.values()]
         self._in, self._out = [], {}
         self._context = self._engine = self._runtime = None

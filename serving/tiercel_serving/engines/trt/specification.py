@@ -1,4 +1,4 @@
-"""What shall be built of a graph: written by the export, read by whoever builds, maybe on another machine."""
+"""How a plan is built from a graph: written by the export, read by the build, maybe on another machine."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class BuildSpecification(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     Parameters
     ----------
     network
-        The ONNX file that is parsed, beside this one: strongly typed, its inputs and outputs float32 or
-        integers.
+        The name of the ONNX file to parse, beside this one: strongly typed, with inputs and outputs in
+        float32 or integers.
     network_sha256
-        Its checksum, weights beside it included.
+        Its SHA-256, including the weights beside it.
     batch
-        The least, the usual and the largest batch: the plan's one optimization profile. Kernels are chosen
-        for the usual one.
+        The smallest, the usual and the largest batch, in users: the plan's one optimization profile. Kernels
+        are chosen for the usual one.
     workspace_mb
-        Scratch memory that a kernel may ask for on the device, in megabytes.
+        Limit of the device's scratch memory for a kernel, in MiB.
     structure_sha256
-        Checksum of the graph without its weights: of two graphs with the same, one's plan can be refitted
-        with the other's weights. Empty where nobody computed it.
+        SHA-256 of the graph without its weights. If two graphs have the same one, the plan of either can be
+        refitted with the weights of the other. Empty if it was not computed.
     """
 
     network: str
@@ -49,7 +49,7 @@ class BuildSpecification(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         Raises
         ------
         ArtefactMissing, ArtefactCorrupt
-            It is not there, or says something else.
+            The file is missing, or is not valid.
         """
         file = folder / FILE
         if not file.is_file():
