@@ -25,6 +25,9 @@ from .bound import check_outputs
 #: What the two files are called: the ONNX file's name and these.
 LIST_SUFFIX, WEIGHTS_SUFFIX = ".loops.json", ".loops.npy"
 
+#: What the text is called that says why there are none.
+REFUSED_SUFFIX = ".loops.txt"
+
 #: What a loop may do, in the order of the numbers in ``native/loops.c``.
 KINDS = (
     *("load_bool", "load_int32", "load_int64", "copy", "add", "subtract", "multiply", "divide", "lesser"),
@@ -76,6 +79,11 @@ class LoopList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def listed_beside(file: Path) -> Path:
     """Return where the list of an ONNX file lies, if it has one."""
     return file.with_name(file.name + LIST_SUFFIX)
+
+
+def refused_beside(file: Path) -> Path:
+    """Return where it is said why an ONNX file has no list, if it has none."""
+    return file.with_name(file.name + REFUSED_SUFFIX)
 
 
 def open_loops(file: Path, outputs: Sequence[str]) -> LoopsEngine | None:
