@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 from rich.text import Text
 
+from cli.command import Tiercel
 from tiercel_serving.commands.serve import SLOTS, example_user, human
 from tiercel_serving.lookups.build import build_lookup
-
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def release_of(user_ids: list[Any]) -> Any:

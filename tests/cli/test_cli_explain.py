@@ -8,13 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
+from cli.command import Tiercel
+
 ROOT = Path(__file__).parents[2]
 
 RECIPE = """

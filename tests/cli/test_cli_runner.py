@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from brief_server import brief_server
+from cli.command import Tiercel
 from e2e.raw import raw_infer
 from tiercel_client import Recommender
 from tiercel_serving import backend
@@ -32,7 +33,6 @@ from tiercel_serving.runtime import embedded
 from tiercel_serving.supervise import TritonServer, start_server
 from tiercel_serving.supervise.launch import model_repository
 
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 PACKAGE = Path(backend.__file__).parents[1]
 TESTS = Path(__file__).parent
 SOURCE = PACKAGE / "backend" / "tiercel_backend.c"

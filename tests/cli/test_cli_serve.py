@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from cli.command import Tiercel
+
 Serve = Callable[..., Any]
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def left_by(pid: int) -> list[str]:

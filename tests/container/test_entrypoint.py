@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from container.conftest import Container, entrypoint
+from container.entry_point import Container, entrypoint
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from e2e.conftest import LAYOUTS, Served
 from e2e.raw import raw_infer, raw_request
+from e2e.served import LAYOUTS, Served
 
 #: The adapter sends its counts to Triton once a second.
 SETTLED_S = 1.6

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from brief_server import brief_server
-from e2e.conftest import LAYOUTS, RUNNERS, Served
+from e2e.served import LAYOUTS, RUNNERS, Served
 from tiercel_client import Recommender, Status
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.recipe import replace
