@@ -1,7 +1,7 @@
 /* Functions of this library as functions of Python's, which take arrays as they are.
  *
  * Through ctypes a call takes longer than most of them run, above all after a wait, when its code is out of the caches. What
- * is needed of Python is of its stable ABI, and declared here: whoever loads this library has it.
+ * is needed of Python is of its stable ABI, and declared here and in python_abi.h: whoever loads this library has it.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -9,26 +9,17 @@
 #include <string.h>
 #include <sys/types.h>
 
+#include "python_abi.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
-typedef struct PyObject PyObject;
-typedef struct PyThreadState PyThreadState;
-typedef struct {
-  void* buf;
-  PyObject* obj;
-  ssize_t len, itemsize;
-  int readonly, ndim;
-  char* format;
-  ssize_t *shape, *strides, *suboffsets;
-  void* internal;
-} Py_buffer;
 typedef struct {
   const char* name;
   PyObject* (*function)(PyObject* self, PyObject* const* given, ssize_t count);
   int flags;
   const char* doc;
 } PyMethodDef;
-enum { BUFFER_SIMPLE = 0, METHOD_FASTCALL = 0x80 };
+enum { METHOD_FASTCALL = 0x80 };
 
 extern PyObject _Py_NoneStruct, *PyExc_TypeError;
 PyObject* PyCFunction_NewEx(PyMethodDef* method, PyObject* self, PyObject* module);
