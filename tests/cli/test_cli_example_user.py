@@ -83,6 +83,6 @@ def test_the_printed_lines_can_be_typed(server: dict[str, Any], tiercel_here: Ti
     [probe] = [shlex.split(line) for line in lines if line.startswith("tiercel health")]
     assert tiercel_here(*probe[1:]).returncode == 0
     [curl] = [line for line in lines if line.startswith("curl")]
-    done = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=10)
+    done = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=60)
     outputs = {output["name"]: output["data"] for output in json.loads(done.stdout)["outputs"]}
     assert outputs["status"] == [0]

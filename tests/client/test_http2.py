@@ -25,6 +25,7 @@ from tiercel_client.wire.direct import DirectChannel, host_and_port
 from tiercel_client.wire.direct_async import AsyncDirectChannel
 from tiercel_client.wire.header_blocks import call_fields, metadata_fields, read_fields, timeout_field
 from tiercel_client.wire.status_codes import CallFailed
+from waiting import wait_until
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -366,14 +367,6 @@ def test_a_server_on_its_way_out_finishes_its_calls(server: Http2Server, channel
     assert ask(channel) == b"hello"
     assert ask(channel) == b"hello"
     assert len(server.connections) == 2
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    """Wait for what happens in another thread; only a hang takes so long."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def wait_for(connection: Any, state: Callable[[Any], bool]) -> None:
