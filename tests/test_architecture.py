@@ -9,6 +9,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -257,3 +258,19 @@ def test_no_function_is_long() -> None:
 def test_a_package_is_no_heap_of_modules(folder: str) -> None:
     loose = sorted(path.name for path in (ROOT / folder / PACKAGES[folder]).glob("*.py"))
     assert len(loose) <= LOOSE_AT_MOST, loose
+
+
+def test_no_two_modules_of_the_tests_are_mistaken_for_each_other() -> None:
+    """Folders of tests go to ``sys.path`` as pytest meets them, so a name must be one module in any order."""
+    files = [file for file in (ROOT / "tests").rglob("*.py") if file.name != "conftest.py"]
+    counts = Counter(file.stem for file in files)
+    assert [name for name, count in counts.items() if count > 1] == []
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
+    imported = {
+        (file.name, name)
+        for file, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom | ast.Import)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+    }
+    assert [one for one in imported if str(one[1]).rpartition(".")[2] == "conftest"] == []

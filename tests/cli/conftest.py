@@ -1,23 +1,18 @@
-"""Fixtures: a small release, and the `tiercel` command in its own process or in this one."""
+"""A small release, and the `tiercel` command: in a process of its own, in this one, and serving."""
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from cli.command import TIERCEL, Tiercel, serving
 from tiercel_serving.commands.cli import app
-
-TIERCEL = [sys.executable, "-c", "from tiercel_serving.commands.main import main; main()"]
-
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
@@ -51,25 +46,6 @@ def tiercel_here() -> Tiercel:
         return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
     return run
-
-
-@contextmanager
-def serving(release: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Run `tiercel serve` on free ports; yield the process and its JSON document."""
-    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    command = [*TIERCEL, "serve", str(release), *ports, "--json", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            assert process.stderr is not None
-            pytest.fail(process.stderr.read())
-        try:
-            yield process, json.loads(line)
-        finally:
-            # Kill at once, upon which the guard ends Triton; other tests cover a graceful stop.
-            process.kill()
-            process.wait(30)
 
 
 @pytest.fixture(scope="session")

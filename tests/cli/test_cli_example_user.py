@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 from rich.text import Text
 
+from cli.command import Tiercel
 from tiercel_serving.commands.serve import SLOTS, example_user, human
 from tiercel_serving.lookups.build import build_lookup
-
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def release_of(user_ids: list[Any]) -> Any:
@@ -85,6 +83,6 @@ def test_the_printed_lines_can_be_typed(server: dict[str, Any], tiercel_here: Ti
     [probe] = [shlex.split(line) for line in lines if line.startswith("tiercel health")]
     assert tiercel_here(*probe[1:]).returncode == 0
     [curl] = [line for line in lines if line.startswith("curl")]
-    done = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=10)
+    done = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=60)
     outputs = {output["name"]: output["data"] for output in json.loads(done.stdout)["outputs"]}
     assert outputs["status"] == [0]

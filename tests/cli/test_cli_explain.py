@@ -8,13 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
+from cli.command import Tiercel
+
 ROOT = Path(__file__).parents[2]
 
 RECIPE = """
@@ -149,24 +149,30 @@ def documented() -> list[str]:
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def test_every_documented_example_runs(work: Path, tiercel_here: Tiercel) -> None:
-    lines = documented()
-    assert {line.split()[1] for line in lines} == {"transform", "explain-features"}
-    small = sys.modules["small_release"]
-    users, items, _ = small.small_frames(text_ids=True)
+@pytest.fixture(scope="module")
+def as_documented(work: Path) -> Path:
+    """The same folder with the tables that the docs name."""
+    users, items, _ = sys.modules["small_release"].small_frames(text_ids=True)
     users.assign(device="web").to_parquet(work / "users.parquet")
     items.to_parquet(work / "items.parquet")
     (work / "days").mkdir()
     shutil.copy(work / "joined.parquet", work / "days" / "1.parquet")
     shutil.copy(work / "joined.parquet", work / "days" / "2.parquet")
+    return work
+
+
+def test_every_documented_example_runs(as_documented: Path, tiercel_here: Tiercel) -> None:
+    lines = documented()
+    assert {line.split()[1] for line in lines} == {"transform", "explain-features"}
     for line in lines:
-        done = tiercel_here(*shlex.split(line)[1:], cwd=work)
+        done = tiercel_here(*shlex.split(line)[1:], cwd=as_documented)
         assert done.returncode == 0, f"$ {line}\n{done.stderr}"
         assert done.stdout.strip()
 
 
-def test_the_python_example_of_the_docs_runs(work: Path) -> None:
+def test_the_python_example_of_the_docs_runs(as_documented: Path) -> None:
     text = (ROOT / "docs" / "transform.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    done = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=as_documented, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
+from cli.command import Tiercel
 
 RECIPE = """
 from tiercel_pipelines.recipe import Synthetic, replace

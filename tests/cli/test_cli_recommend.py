@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import socket
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from cli.command import Tiercel
 from tiercel_client.results import (
     Candidate,
     Explanation,
@@ -31,8 +30,6 @@ from tiercel_serving.commands.recommend import (
     parse_id,
 )
 from tiercel_serving.commands.shell import Refused
-
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 STAGES = (
     "user_features", "query_towers", "retrieval", "filtering", "candidate_features", "ranking", "ordering"

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from brief_server import brief_server
+from cli.command import Tiercel
 from e2e.raw import raw_infer
 from tiercel_client import Recommender
 from tiercel_serving import backend
@@ -31,8 +32,8 @@ from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.runtime import embedded
 from tiercel_serving.supervise import TritonServer, start_server
 from tiercel_serving.supervise.launch import model_repository
+from waiting import wait_until
 
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 PACKAGE = Path(backend.__file__).parents[1]
 TESTS = Path(__file__).parent
 SOURCE = PACKAGE / "backend" / "tiercel_backend.c"
@@ -139,12 +140,12 @@ def test_requests_at_once_are_answered_each_and_counted(
         return stats.inference_count, stats.inference_stats.fail.count
 
     def settled() -> tuple[int, int]:
-        """Return stable counts: a batch is counted after its answers have been sent."""
-        last = None
-        while (now := executed()) != last:
-            last = now
-            time.sleep(0.2)
-        return now
+        """The counts once they rest: a batch is counted when its answers are already on their way."""
+        seen = [executed()]
+        while len(seen) < 4 or len(set(seen[-4:])) > 1:
+            time.sleep(0.1)
+            seen.append(executed())
+        return seen[-1]
 
     users = [f"ü {number}" for number in range(40)]
     alone = {user: raw_infer(asked, {"user_id": strings([user])})["item_id"].tolist() for user in users}
@@ -164,7 +165,9 @@ def test_requests_at_once_are_answered_each_and_counted(
         answers = list(pool.map(ask, range(120)))
     for number, (user, answer) in enumerate(answers):
         assert answer == ("StatusCode.INVALID_ARGUMENT" if number % 10 == 9 else alone[user]), number
-    assert settled() == (before[0] + 108, before[1] + 12)
+    expected = before[0] + 108, before[1] + 12
+    wait_until(lambda: executed() == expected)
+    assert settled() == expected
 
 
 def test_threads_that_linger_for_a_stage_answer_the_same(asked: grpcclient.InferenceServerClient) -> None:
@@ -283,7 +286,7 @@ def test_a_crash_of_a_stage_ends_the_server_and_is_noticed_with_its_reason(tmp_p
         gone = time.monotonic()
         with pytest.raises(ServerFailed, match=r"Triton was killed by SIG(SEGV|ABRT) while it was serving"):
             noticed.result(30)
-        assert time.monotonic() - gone < 2
+        assert time.monotonic() - gone < 10
 
 
 @pytest.mark.slow

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cli.command import Tiercel
 from tiercel_client import Recommender
 from tiercel_serving.release.opened import open_release
-
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_every_list_is_what_the_server_answers(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import TIERCEL, Tiercel
+from cli.command import TIERCEL, Tiercel
 from tiercel_serving.commands.store import _read_of
 from tiercel_serving.errors import StoreUnavailable
 from tiercel_serving.release.opened import open_release

@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cli.command import Tiercel
 from tiercel_serving.release.opened import open_release
-
-Tiercel = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from both_flavours import FLAVOURS, WIRES
-from wire_server import WireServer
+from wire_server import HELD, WireServer
 
 from tiercel_client import (
     TLS,
@@ -167,11 +167,12 @@ def test_a_full_queue_is_tried_again(recommender: Any, server: WireServer) -> No
 
 def test_a_slow_server(recommender: Any, server: WireServer) -> None:
     recommender.recommend("ü")
-    server.script.append(2.0)
+    server.script.append(HELD)
     begun = time.perf_counter()
     with pytest.raises(DeadlineExceeded):
         recommender.recommend("ü", timeout_s=0.1)
-    assert time.perf_counter() - begun < 1.8
+    assert time.perf_counter() - begun < 15  # and not when the server gives up
+    server.go_on.set()
     assert recommender.recommend("ü").count == 3
 
 
@@ -186,26 +187,28 @@ def test_a_triton_that_dies_of_cancelled_calls_is_not_told_of_deadlines(
     with WIRES[flavour](server.url, retry=QUICK, timeout_s=5.0) as recommender:
         recommender.recommend("ü", titles=False)
         assert (server.time_remaining[-1] < 6) == told
-        server.script.append(0.3)
+        server.script.append(HELD)
         with pytest.raises(DeadlineExceeded):
             recommender.recommend("ü", titles=False, timeout_s=0.1)
+        server.go_on.set()
         assert recommender.recommend("ü").count == 3
 
 
 def test_health_has_a_deadline(recommender: Any, server: WireServer) -> None:
-    server.script.append(1.0)
+    server.script.append(HELD)
     with pytest.raises(DeadlineExceeded):
         recommender.health(timeout_s=0.2)
+    server.go_on.set()
     assert recommender.health().build_id == "fake"
 
 
 @pytest.mark.parametrize("flavour", WIRES)
 def test_nobody_listens(flavour: str) -> None:
-    with WIRES[flavour](f"127.0.0.1:{free_port()}", retry=QUICK, timeout_s=5.0) as recommender:
+    with WIRES[flavour](f"127.0.0.1:{free_port()}", retry=QUICK, timeout_s=60.0) as recommender:
         begun = time.perf_counter()
         with pytest.raises(ServerUnavailable, match="is the server running") as error:
             recommender.recommend(1)
-        assert time.perf_counter() - begun < 3
+        assert time.perf_counter() - begun < 30  # and not when its time is up
     assert error.value.retryable
 
 
@@ -231,7 +234,7 @@ def test_a_server_that_dies_with_the_request_is_not_asked_again(flavour: str) ->
     with WIRES[flavour](server.url, retry=QUICK, timeout_s=5.0) as recommender:
         recommender.recommend("ü")
         server.requests.clear()
-        server.script.append(float("inf"))
+        server.script.append(HELD)
         killer = threading.Thread(target=lambda: (server.entered.wait(5), server.stop()))
         killer.start()
         with pytest.raises((ServerUnavailable, ServerFault)) as error:
@@ -245,7 +248,7 @@ def test_a_server_that_dies_with_the_request_is_not_asked_again(flavour: str) ->
 def test_closing_while_it_waits(flavour: str, server: WireServer) -> None:
     recommender = WIRES[flavour](server.url, timeout_s=10.0)
     recommender.recommend("ü")
-    server.script.append(float("inf"))
+    server.script.append(HELD)
     closer = threading.Thread(target=lambda: (server.entered.wait(5), recommender.close()))
     closer.start()
     with pytest.raises(Closed):
@@ -257,7 +260,7 @@ def test_closing_while_it_waits(flavour: str, server: WireServer) -> None:
 
 async def test_a_cancelled_call_is_cancelled_on_the_wire(server: WireServer) -> None:
     async with AsyncRecommender(server.url, timeout_s=10) as recommender:
-        server.script.append(float("inf"))
+        server.script.append(HELD)
         call = asyncio.ensure_future(recommender.recommend("ü"))
         while not server.entered.is_set():
             await asyncio.sleep(0.01)

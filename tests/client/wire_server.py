@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -37,6 +36,10 @@ CONFIG = {
 }
 
 
+#: An inference that is not answered until ``go_on``; that it has come ``entered`` says.
+HELD = "held"
+
+
 class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers as ``fake`` does, or as ``script`` says."""
 
@@ -44,8 +47,8 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, fake: FakeTransport, *, port: int = 0, credentials: grpc.ServerCredentials | None = None
     ) -> None:
         self.fake = fake
-        #: Outcomes of the next inferences: a status and its message, or a delay in seconds.
-        self.script: deque[tuple[grpc.StatusCode, str] | float] = deque()
+        #: What the next inferences end with: a status and its message, or :data:`HELD`.
+        self.script: deque[tuple[grpc.StatusCode, str] | str] = deque()
         self.version = "9.9"
         self.requests: list[Any] = []
         self.metadata: list[dict[str, Any]] = []
@@ -101,11 +104,8 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             step = self.script.popleft()
             if isinstance(step, tuple):
                 context.abort(*step)
-            elif step == float("inf"):
-                self.entered.set()
-                self.go_on.wait(10)
-            else:
-                time.sleep(step)
+            self.entered.set()
+            self.go_on.wait(20)
         inputs = {
             tensor.name: _decode(tensor, raw)
             for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)

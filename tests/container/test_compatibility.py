@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from container.conftest import Container
+from container.entry_point import Container
 from tiercel_serving.supervise.compatibility import PARTS, TRITONS, markdown
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from container.conftest import tool
+from container.entry_point import tool
 from tiercel_serving.supervise.compatibility import RECOMMENDED, TRITONS
 
 ROOT = Path(__file__).parents[2]

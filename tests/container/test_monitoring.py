@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from container.conftest import DOCKER, Container, tool
+from container.entry_point import DOCKER, Container, tool
 
 DASHBOARD = json.loads((DOCKER / "grafana/dashboards/tiercel.json").read_text(encoding="utf-8"))
 ALERTS = DOCKER / "prometheus/alerts.yaml"

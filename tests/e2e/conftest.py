@@ -9,78 +9,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tritonclient.grpc as grpcclient
 
 from brief_server import brief_server
 from cached_export import cached_export
 from e2e.readme_reader import ROOT, Reader
-from reference import OfflineReference, Question
-from tiercel_pipelines.data import Dataset, load_dataset
+from e2e.served import RUNNERS, Served
+from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.export.run_export import export_run
-from tiercel_pipelines.recipe import Recipe, Synthetic, load_recipe, replace
+from tiercel_pipelines.recipe import Synthetic, load_recipe, replace
 from tiercel_pipelines.training import TrainedRun, train_recipe
-from tiercel_serving import backend
 from tiercel_serving.release.opened import Release, open_release
 from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.stores.embedded import Embedded
-from tiercel_serving.supervise import TritonServer
-
-LAYOUTS = {"fused": "recommend", "staged": "recommend_staged"}
-#: The runner of each recommender, so that every test covers both; Tiercel's own backend if it was built.
-RUNNERS = {"movielens": "python", "synthetic": "tiercel" if backend.library() else "python"}
-
-
-@dataclass
-class Served:
-    """A served recommender and everything it was made of."""
-
-    recipe: Recipe
-    dataset: Dataset
-    run: TrainedRun
-    release: Release
-    server: TritonServer
-
-    @cached_property
-    def reference(self) -> OfflineReference:
-        ranker: Any = self.run.load_ranking()
-        return OfflineReference(
-            workflow=self.run.load_workflow(),
-            towers={
-                name: (model.user_tower, model.item_tower)
-                for name, model in self.run.load_retrieval().items()
-            },
-            ranker=None if ranker is None else ranker.module,
-            users=self.run.users,
-            items=self.run.items,
-            interactions=self.run.interactions,
-            settings=self.release.settings,
-            packed=self.release.manifest.packed,
-            user_id=self.dataset.user_id,
-            item_id=self.dataset.item_id,
-            timestamp=self.dataset.timestamp,
-        )
-
-    @cached_property
-    def client(self) -> grpcclient.InferenceServerClient:
-        """A plain gRPC client, for requests that our client would refuse to send."""
-        return grpcclient.InferenceServerClient(self.server.grpc_url)
-
-    @property
-    def known_user(self) -> Any:
-        return self.run.users[self.dataset.user_id].iloc[7]
-
-    @property
-    def unknown_user(self) -> Any:
-        return "nobody – 誰も" if isinstance(self.known_user, str) else 987_654_321
-
-    def question(self, **changes: Any) -> Question:
-        return Question(**{"user_id": self.known_user, **changes})
 
 
 def ml_100k_missing() -> str | None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2e.conftest import LAYOUTS, Served
 from e2e.raw import raw_infer
+from e2e.served import LAYOUTS, Served
 from reference import Question, assert_same
 from tiercel_client import InvalidInput, Recommendation, Recommender, Status
 from tiercel_serving.runtime.local import LocalTransport

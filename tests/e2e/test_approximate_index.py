@@ -10,8 +10,8 @@ import pytest
 import tritonclient.grpc as grpcclient
 
 from brief_server import brief_server
-from e2e.conftest import Served
 from e2e.raw import ANSWER, raw_infer
+from e2e.served import Served
 from reference import Question, assert_same
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.recipe import Index, replace

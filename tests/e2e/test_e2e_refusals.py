@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from e2e.conftest import LAYOUTS, Served
 from e2e.raw import raw_infer
+from e2e.served import LAYOUTS, Served
 
 Inputs = dict[str, Any]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from brief_server import brief_server
-from e2e.conftest import LAYOUTS, RUNNERS, Served
+from e2e.served import LAYOUTS, RUNNERS, Served
 from tiercel_client import Recommender, Status
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.recipe import replace
@@ -25,6 +25,7 @@ from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.runtime.local import LocalTransport
 from tiercel_serving.stores.embedded import Embedded
 from tiercel_serving.stores.feature_store import FeatureStore
+from waiting import wait_until
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -107,9 +108,13 @@ def test_a_new_user_is_known_from_the_first_write_on(
 
 def test_users_without_their_live_values_are_counted(served: Served, recommender: Recommender) -> None:
     recommender.recommend(served.known_user)
+
+    def told() -> str:
+        return httpx.get(served.server.metrics_url).text
+
     time.sleep(1.6)
-    text = httpx.get(served.server.metrics_url).text
-    assert "tiercel_store_fallbacks_total{" in text
+    wait_until(lambda: "tiercel_store_fallbacks_total{" in told())
+    text = told()
     assert all(
         line.endswith(" 0") for line in text.splitlines() if line.startswith("tiercel_store_fallbacks")
     )

@@ -10,7 +10,7 @@ import pytest
 from nvtabular import ops
 
 from brief_server import brief_server
-from e2e.conftest import Served
+from e2e.served import Served
 from reference import Question, assert_same
 from tiercel_client import Recommender
 from tiercel_pipelines.data import load_dataset

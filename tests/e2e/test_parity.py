@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2e.conftest import LAYOUTS, Served
+from e2e.served import LAYOUTS, Served
 from reference import Expected, Question, assert_same
 from tiercel_client import Recommendation, Recommender
 from tiercel_serving.settings import STATUS_NAMES

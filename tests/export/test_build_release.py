@@ -20,6 +20,7 @@ from torch import nn
 from tiercel_export import FeatureOptions, TableColumns, Vectors, build_release
 from tiercel_export.errors import ExportInputError
 from tiercel_export.release.build import STEPS
+from tiercel_pipelines.commands.export import describe, engine_of, release_table
 from tiercel_serving.errors import (
     ArtefactCorrupt,
     ArtefactMissing,
@@ -104,15 +105,48 @@ def test_manifest_says_what_there_is(release: Release) -> None:
     assert not [name for name in manifest.files if name.endswith((".pkl", ".pickle"))]
 
 
+#: What is said of the query tower, whose history's length is a whole number.
+WHOLE = "not as loops: arithmetic with whole numbers"
+
+
 def test_progress_reports_every_step(parts: Parts, tmp_path: Path) -> None:
     heard: list[tuple[str, int, int]] = []
     small_release(tmp_path / "r", parts, progress=lambda *call: heard.append(call), layout="staged")
-    stages = [("exporting query_towers", 3, len(STEPS)), ("exporting ranking", 3, len(STEPS))]
-    assert heard[3:6] == [("exporting the models", 3, len(STEPS)), *stages]
+    names = ("exporting query_towers", f"model query_towers: onnx; {WHOLE}", "exporting ranking")
+    stages = [(name, 3, len(STEPS)) for name in names]
+    assert heard[3:7] == [("exporting the models", 3, len(STEPS)), *stages]
     assert [done for what, done, _ in heard if (what, done, len(STEPS)) not in stages] == [
         *range(len(STEPS) + 1)
     ]
     assert (tmp_path / "r" / "triton" / "retrieval").is_dir()
+
+
+class Soft(nn.Module):
+    """A ranker with an operator that the loops lack."""
+
+    def forward(self, item_num: torch.Tensor, kept_score: torch.Tensor) -> torch.Tensor:
+        return nn.functional.softplus(torch.cat([item_num, kept_score[..., None]], 2))
+
+
+def test_a_model_that_is_not_as_loops_says_why(parts: Parts, tmp_path: Path) -> None:
+    heard: list[str] = []
+    made = small_release(
+        tmp_path / "r", parts, ranker=Soft().eval(), progress=lambda what, *_: heard.append(what)
+    )
+    why = {"query_towers": WHOLE, "ranking": "not as loops: the operator Softplus"}
+    said = [(f"model {stage}", f"onnx; {reason}") for stage, reason in why.items()]
+    assert [what for what in heard if "loops" in what] == [": ".join(line) for line in said]
+    document = describe(made, 1.0)
+    assert (document["forms"], document["unlowered"]) == ({}, why)
+    shown = zip(*(map(str, column.cells) for column in release_table(document).columns), strict=True)
+    assert set(said) <= set(shown)
+
+
+def test_a_model_that_is_as_loops_says_so(release: Release) -> None:
+    document = describe(release, 1.0)
+    assert document["forms"] == {"ranking": "loops"}
+    assert list(document["unlowered"]) == ["query_towers"]
+    assert engine_of(document, "ranking") == "onnx, as loops"
 
 
 def test_an_approximate_index_is_verified_by_its_share_of_the_exact_answer(

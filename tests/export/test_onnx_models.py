@@ -18,7 +18,7 @@ from tiercel_export import Vectors
 from tiercel_export.errors import ExportInputError
 from tiercel_export.models import onnx_model
 from tiercel_export.models.dense import check_output, run_module
-from tiercel_export.models.onnx import BUILD_ID_KEY, make_onnx
+from tiercel_export.models.onnx import BUILD_ID_KEY, make_onnx, write_onnx
 from tiercel_export.models.opened import open_model, run_over_rows
 from tiercel_export.models.tensorrt import check_ready
 from tiercel_serving.engines.onnx import Onnx
@@ -143,6 +143,20 @@ def test_a_graph_is_run_and_written_as_it_is(tmp_path: Path, rows: int) -> None:
     assert np.array_equal(served["query"], expected)
     assert notes == ()
     check_ready(tmp_path / Onnx.file, "tensorrt")
+
+
+def test_why_there_are_no_loops_is_kept_where_they_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiercel_export.models.loops.lower.DENSE", 3)
+    model = opened(graph(outputs={"query": (FLOAT, None)}))
+    model.fix_output((2,))
+    for make, why in ((make_onnx, "not as loops: 4 dense weights, more than 3"), (write_onnx, None)):
+        folder = tmp_path / str(why is None)
+        folder.mkdir()
+        make(model, folder, inputs=model.inputs, output="query", max_batch=8, build_id="b")
+        assert Onnx.form(folder / Onnx.file) is None
+        assert Onnx.unlowered(folder / Onnx.file) == why
 
 
 def test_names_and_axes_become_those_of_the_stage() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import textwrap
-import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from waiting import wait_until
 
 CONFIG = """
 name: "{name}"
@@ -81,12 +82,9 @@ def traces_of(pid: int) -> list[str]:
     return found
 
 
-def wait_until_nothing(pid: int, before: Collection[str], timeout_s: float = 12.0) -> set[str]:
-    """Wait until only ``before`` is left: servers of other tests may be running."""
-    deadline = time.monotonic() + timeout_s
-    while (left := set(traces_of(pid)) - set(before)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
+def left_by(pid: int, before: Collection[str]) -> set[str]:
+    """What is left beside what was there before: servers of other tests may be running."""
+    return set(traces_of(pid)) - set(before)
 
 
 @pytest.fixture
@@ -102,5 +100,5 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     before = traces_of(os.getpid())
     yield folder
-    assert wait_until_nothing(os.getpid(), before) == set()
+    wait_until(lambda: not left_by(os.getpid(), before))
     assert [path for path in folder.iterdir() if path.suffix != ".log"] == []

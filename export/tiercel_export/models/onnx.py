@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from tiercel_serving.engines.loops import refused_beside
 from tiercel_serving.engines.onnx import Onnx
 from tiercel_serving.spec import TensorSpec
 
@@ -55,7 +56,7 @@ def write_onnx(
     module, folder, inputs, output, max_batch, build_id
         As for every maker; see :class:`~.prepare.Maker`.
     loops
-        Whether to write a small graph as loops too (:mod:`.loops`).
+        Whether a small graph is written as loops too (:mod:`.loops`), or why it is not.
 
     Returns
     -------
@@ -74,8 +75,8 @@ def write_onnx(
         graph = _exported(module, folder.name, inputs, output, max_batch)
     file = folder / Onnx.file
     save_onnx(_finish(graph, file, build_id), file)
-    if loops:
-        lower(file)
+    if loops and (why := lower(file)):
+        refused_beside(file).write_text(why + "\n", encoding="utf-8")
     return tuple(f"{folder.name}: not ready for TensorRT: {problem}" for problem in graph_problems(graph))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import torch
 
-from tiercel_serving.engines.table import ENGINES, Calibrated, query_engine
+from tiercel_serving.engines.table import ENGINES, Calibrated, query_engine, unlowered_of
 from tiercel_serving.live_items.watch import TOWER_ENGINE, item_tower
 from tiercel_serving.release.artefacts import write_artefact
 from tiercel_serving.release.manifest import QueryModel, RankingModel
@@ -319,13 +319,13 @@ def write_engines(
 ) -> list[str]:
     """Write the artefact of every model with the maker that its engine's row names; return notes.
 
-    ``tell`` is called with the stage of each model before it is written.
+    ``tell`` hears of each as it begins, and why one has no other form beside its engine's file.
     """
     notes: list[str] = []
     rows = [(model, engine_for(engine, model.stage)) for model in models.dense]
     rows += [(model, TOWER_ENGINE) for model in models.towers.values()]
     for model, row in rows:
-        tell(model.stage)
+        tell(f"exporting {model.stage}")
         module, _, name = ENGINES.find(row).maker.partition(":")
         make = cast("Maker", getattr(import_module(module), name))
         folder = artefacts / model.stage
@@ -339,6 +339,9 @@ def write_engines(
             build_id=build_id,
         )
         write_artefact(folder, "engine", build_id, {})
+        why = unlowered_of(row, folder)
+        if why is not None:
+            tell(f"model {model.stage}: {row}; {why}")
     return notes
 
 

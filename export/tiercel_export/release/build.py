@@ -206,7 +206,7 @@ def build_release(
             goal.engine,
             max_batch=most,
             build_id=build_id,
-            tell=lambda stage: step(3, f"exporting {stage}"),
+            tell=lambda what: step(3, what),
         )
         inputs.notes.extend(notes)
         step(4)

@@ -196,14 +196,16 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
     """Return a description of a release as JSON."""
     import msgspec
 
-    from tiercel_serving.engines.table import form_of
+    from tiercel_serving.engines.table import form_of, unlowered_of
     from tiercel_serving.stages.specs import RANKING, query_stage
 
     manifest = release.manifest
     queries = {query_stage(name): model.engine for name, model in manifest.queries.items()}
     ranking = {} if manifest.ranking is None else {RANKING: manifest.ranking.engine}
     engines = {**queries, **ranking}
-    forms = {stage: form_of(engine, release.path / "artefacts" / stage) for stage, engine in engines.items()}
+    folders = {stage: (engine, release.path / "artefacts" / stage) for stage, engine in engines.items()}
+    forms = {stage: form_of(*found) for stage, found in folders.items()}
+    unlowered = {stage: unlowered_of(*found) for stage, found in folders.items()}
     return {
         "release": str(release.path),
         "seconds": took_s,
@@ -214,6 +216,7 @@ def describe(release: Release, took_s: float) -> dict[str, Any]:
         "target": manifest.target,
         "engines": engines,
         "forms": {stage: form for stage, form in forms.items() if form is not None},
+        "unlowered": {stage: why for stage, why in unlowered.items() if why is not None},
         "catalogue": msgspec.to_builtins(manifest.catalogue),
         "tables": manifest.tables,
         "sources": manifest.sources,
@@ -240,9 +243,10 @@ def release_table(document: dict[str, Any]) -> Table:
 
 
 def engine_of(document: Mapping[str, Any], stage: str) -> str:
-    """Return the engine of a model and, if it has one, its form, such as loops (see docs/engines.md)."""
-    form = document["forms"].get(stage)
-    return f"{document['engines'][stage]}{'' if form is None else f', as {form}'}"
+    """Return what runs a model; docs/engines.md says what loops are."""
+    form, why = document["forms"].get(stage), document["unlowered"].get(stage)
+    more = "" if why is None else f"; {why}"
+    return f"{document['engines'][stage]}{more if form is None else f', as {form}'}"
 
 
 def measured(figures: Mapping[str, Any]) -> str:

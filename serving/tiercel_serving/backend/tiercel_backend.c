@@ -28,6 +28,8 @@
 #include <sys/types.h>
 #include <time.h>
 
+#include "../native/python_abi.h"
+
 /* ------------------------------------------------------------------------------------------------ Triton's side */
 
 typedef struct TRITONSERVER_Error TRITONSERVER_Error;
@@ -125,19 +127,6 @@ static uint64_t now_ns(void)
 }
 
 /* ------------------------------------------------------------------------------------------------ Python's side */
-
-typedef struct PyObject PyObject;
-typedef struct PyThreadState PyThreadState;
-typedef struct {
-  void* buf;
-  PyObject* obj;
-  ssize_t len, itemsize;
-  int readonly, ndim;
-  char* format;
-  ssize_t *shape, *strides, *suboffsets;
-  void* internal;
-} Py_buffer;
-enum { BUFFER_SIMPLE = 0 };
 
 #define PYTHON(X)                                                                  \
   X(int, Py_IsInitialized, (void))                                                 \

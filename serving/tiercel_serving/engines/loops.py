@@ -25,7 +25,10 @@ from .bound import check_outputs
 #: Suffixes that give the two files' names when appended to the ONNX file's name.
 LIST_SUFFIX, WEIGHTS_SUFFIX = ".loops.json", ".loops.npy"
 
-#: The operations of a loop, in the order of their numbers in ``native/loops.c``.
+#: What the text is called that says why there are none.
+REFUSED_SUFFIX = ".loops.txt"
+
+#: What a loop may do, in the order of the numbers in ``native/loops.c``.
 KINDS = (
     *("load_bool", "load_int32", "load_int64", "copy", "add", "subtract", "multiply", "divide", "lesser"),
     *("greater", "less", "more", "equal", "at_most", "at_least", "choose", "clip", "is_nan", "not", "negate"),
@@ -76,6 +79,11 @@ class LoopList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def listed_beside(file: Path) -> Path:
     """Return the path of an ONNX file's list of loops, whether or not it exists."""
     return file.with_name(file.name + LIST_SUFFIX)
+
+
+def refused_beside(file: Path) -> Path:
+    """Return where it is said why an ONNX file has no list, if it has none."""
+    return file.with_name(file.name + REFUSED_SUFFIX)
 
 
 def open_loops(file: Path, outputs: Sequence[str]) -> LoopsEngine | None:

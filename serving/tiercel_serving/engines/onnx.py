@@ -15,7 +15,7 @@ from ..errors import ArtefactCorrupt, DeviceUnavailable
 from ..spec import Array, Arrays
 from ..verify.compare import ENGINE, Tolerance
 from .bound import check_outputs
-from .loops import listed_beside, open_loops
+from .loops import listed_beside, open_loops, refused_beside
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,12 @@ class Onnx:
     def form(cls, file: Path) -> str | None:
         """Return "loops" if the export wrote them beside the file; see :class:`~.table.Lowered`."""
         return "loops" if listed_beside(file).is_file() else None
+
+    @classmethod
+    def unlowered(cls, file: Path) -> str | None:
+        """Return why there are no loops; see :class:`~.table.Lowered`."""
+        refused = refused_beside(file)
+        return f"not as loops: {refused.read_text(encoding='utf-8').strip()}" if refused.is_file() else None
 
 
 class OnnxCuda(Onnx):

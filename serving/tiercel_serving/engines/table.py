@@ -154,6 +154,11 @@ class Lowered(EngineKind, Protocol):
         """Return the name of the second form beside a model's file, or None if there is none."""
         ...
 
+    @classmethod
+    def unlowered(cls, file: Path) -> str | None:
+        """Return in words why the maker wrote no such form, or None if it did or was not to."""
+        ...
+
 
 @runtime_checkable
 class Reduced(Protocol):
@@ -206,3 +211,9 @@ def form_of(engine: str, folder: Path) -> str | None:
     """Return the name of the second form that an artefact may run in, or None; see :class:`Lowered`."""
     kind: Any = ENGINES.find(engine)
     return kind.form(folder / kind.file) if isinstance(kind, Lowered) else None
+
+
+def unlowered_of(engine: str, folder: Path) -> str | None:
+    """Return why an artefact may be run as nothing else, where its engine has such forms; or None."""
+    kind: Any = ENGINES.find(engine)
+    return kind.unlowered(folder / kind.file) if isinstance(kind, Lowered) else None

@@ -1,8 +1,7 @@
 /* Makes the functions of this library callable as Python functions that take arrays without conversion.
  *
- * A call through ctypes takes longer than most of the functions themselves, above all after a pause, when
- * the code of ctypes has left the caches. The few parts of Python's stable ABI that are needed are declared
- * here; the Python process that loads this library provides them.
+ * Through ctypes a call takes longer than most of them run, above all after a wait, when its code is out of the caches. What
+ * is needed of Python is of its stable ABI, and declared here and in python_abi.h: whoever loads this library has it.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -10,26 +9,17 @@
 #include <string.h>
 #include <sys/types.h>
 
+#include "python_abi.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
-typedef struct PyObject PyObject;
-typedef struct PyThreadState PyThreadState;
-typedef struct {
-  void* buf;
-  PyObject* obj;
-  ssize_t len, itemsize;
-  int readonly, ndim;
-  char* format;
-  ssize_t *shape, *strides, *suboffsets;
-  void* internal;
-} Py_buffer;
 typedef struct {
   const char* name;
   PyObject* (*function)(PyObject* self, PyObject* const* given, ssize_t count);
   int flags;
   const char* doc;
 } PyMethodDef;
-enum { BUFFER_SIMPLE = 0, METHOD_FASTCALL = 0x80 };
+enum { METHOD_FASTCALL = 0x80 };
 
 extern PyObject _Py_NoneStruct, *PyExc_TypeError;
 PyObject* PyCFunction_NewEx(PyMethodDef* method, PyObject* self, PyObject* module);

@@ -37,10 +37,10 @@ def lower(file: Path) -> str:
     model = onnx.load(str(file), load_external_data=False)
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        return f"operator set {opset}"
+        return f"operator set {opset}, not {OLDEST_OPSET} to {NEWEST_OPSET}"
     total = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
     if total > ALL:
-        return f"{total:,} weights"
+        return f"{total:,} weights, more than {ALL:,}"
     onnx.load_external_data_for_model(model, str(file.parent))
     lowering, inputs = Lowering(model), []
     try:
@@ -63,7 +63,7 @@ def lower(file: Path) -> str:
         ("numbers between loops", listed.work, WORK_SPACE),
     ):
         if size > most:
-            return f"{size:,} {what}"
+            return f"{size:,} {what}, more than {most:,}"
     listed.write(file, weights)
     return ""
 

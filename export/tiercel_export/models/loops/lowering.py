@@ -57,5 +57,8 @@ class Lowering:
         return self.constants[name]
 
 
-#: Lowers one operator: ``write(lowering, node, attributes)`` returns the view of each output.
-Write = Callable[[Lowering, onnx.NodeProto, Mapping[str, Any]], "Value | tuple[Value, ...]"]
+#: What a node says beside its inputs, by name.
+Attributes = Mapping[str, Any]
+
+#: How an operator is written: of the lowering, its node and its attributes.
+Write = Callable[[Lowering, onnx.NodeProto, Attributes], "Value | tuple[Value, ...]"]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from tiercel_serving.spec import Array
-
-from .lowering import Lowering, Write
-from .values import LANES, Refused, Value, Writer, collapse, dense_steps
-
-Attributes = Mapping[str, Any]
+from . import views
+from .lowering import Attributes, Lowering, Write
+from .values import LANES, Refused, Value, Writer, collapse
+from .views import axes_of, chosen, cut
 
 #: float32's range, for a clip without a limit: it still clips infinities.
 _FLOATS = np.finfo(np.float32)
@@ -92,104 +89,10 @@ def _same(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> V
     return lowering.value(node.input[0])
 
 
-# ------------------------------------------------------------------------------------------------- views
-
-
-def _reshape(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    value, wanted = lowering.value(node.input[0]), lowering.known(node.input[1]).tolist()
-    if not attributes.get("allowzero"):
-        wanted = [value.shape[at] if size == 0 else size for at, size in enumerate(wanted)]
-    others = math.prod(size for size in wanted if size != -1)
-    return _reshaped(
-        lowering.writer, value, [value.size // others if size == -1 else size for size in wanted]
-    )
-
-
-def _reshaped(writer: Writer, value: Value, shape: Sequence[int]) -> Value:
-    if not value.dense and value.dtype != "float32":
-        raise Refused("an input that is cut and reshaped")
-    return writer.dense(value).seen_as(shape, dense_steps(shape))
-
-
-def _flatten(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    value, axis = lowering.value(node.input[0]), attributes.get("axis", 1)
-    shape = math.prod(value.shape[:axis]), math.prod(value.shape[axis:])
-    return _reshaped(lowering.writer, value, shape)
-
-
-def _axes(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes, rank: int) -> list[int]:
-    """Return the sorted axes from a node's attribute or second input; all axes without either."""
-    axes: Any = attributes.get("axes")
-    if len(node.input) > 1 and node.input[1]:
-        axes = lowering.known(node.input[1]).reshape(-1).tolist()
-    return sorted(axis % rank for axis in (range(rank) if axes is None else axes))
-
-
-def _squeeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    value = lowering.value(node.input[0])
-    axes = _axes(lowering, node, attributes, len(value.shape))
-    kept = [axis for axis, size in enumerate(value.shape) if axis not in axes or size != 1]
-    return value.seen_as([value.shape[axis] for axis in kept], [value.steps[axis] for axis in kept])
-
-
-def _unsqueeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    value = lowering.value(node.input[0])
-    more = len(lowering.known(node.input[1]).reshape(-1))
-    axes = _axes(lowering, node, attributes, len(value.shape) + more)
-    shape, steps = list(value.shape), list(value.steps)
-    for axis in axes:
-        shape.insert(axis, 1)
-        steps.insert(axis, 0)
-    return value.seen_as(shape, steps)
-
-
-def _expand(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    value = lowering.value(node.input[0])
-    return value.broadcast(np.broadcast_shapes(value.shape, tuple(lowering.known(node.input[1]).tolist())))
-
-
-def _transpose(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    value = lowering.value(node.input[0])
-    order = attributes.get("perm", range(len(value.shape))[::-1])
-    return value.seen_as([value.shape[axis] for axis in order], [value.steps[axis] for axis in order])
-
-
-def _slice(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    value = lowering.value(node.input[0])
-    begins, ends = (lowering.known(name).tolist() for name in node.input[1:3])
-    rest = [lowering.known(name).tolist() for name in node.input[3:] if name]
-    axes = rest[0] if rest else list(range(len(begins)))
-    strides = rest[1] if len(rest) > 1 else [1] * len(begins)
-    for axis, begin, end, stride in zip(axes, begins, ends, strides, strict=True):
-        value = _cut(value, axis % len(value.shape), range(value.shape[axis])[slice(begin, end, stride)])
-    return value
-
-
-def _cut(value: Value, axis: int, places: range) -> Value:
-    """Return a view of some positions along an axis."""
-    if not len(places):
-        raise Refused("a slice of nothing")
-    shape, steps = list(value.shape), list(value.steps)
-    first, shape[axis], steps[axis] = places[0] * steps[axis], len(places), steps[axis] * places.step
-    return value.seen_as(shape, steps, first)
-
-
-def _split(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> tuple[Value, ...]:
-    value, parts = lowering.value(node.input[0]), len(node.output)
-    axis = attributes.get("axis", 0) % len(value.shape)
-    size = -(-value.shape[axis] // parts)
-    sizes = lowering.known(node.input[1]).tolist() if len(node.input) > 1 else [size] * parts
-    ends = np.minimum(np.cumsum(sizes), value.shape[axis]).tolist()
-    return tuple(_cut(value, axis, range(a, b)) for a, b in zip([0, *ends[:-1]], ends, strict=True))
-
-
-# ------------------------------------------------------------------------------------ other than element-wise
-
-
 def _gather(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
     axis = attributes.get("axis", 0)
     if node.input[1] in lowering.constants:
-        return _chosen(lowering.value(node.input[0]), axis, lowering.constants[node.input[1]])
+        return chosen(lowering.value(node.input[0]), axis, lowering.constants[node.input[1]])
     ids, table = lowering.value(node.input[1]), lowering.known(node.input[0])
     if axis or table.ndim != 2 or table.dtype != np.float32 or ids.dtype not in ("int32", "int64"):
         raise Refused("a gather that is not of a table's rows by ids that come")
@@ -202,19 +105,6 @@ def _gather(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) ->
     return out
 
 
-def _chosen(value: Value, axis: int, places: Array) -> Value:
-    """Return a view of one position, without its axis, or of several evenly spaced positions."""
-    axis, flat = axis % len(value.shape), places.reshape(-1) % value.shape[axis]
-    stride = int(flat[1] - flat[0]) if len(flat) > 1 else 1
-    if places.ndim > 1 or stride == 0 or (np.diff(flat) != stride).any():
-        raise Refused("a gather of places that lie unevenly")
-    cut = _cut(value, axis, range(int(flat[0]), int(flat[-1]) + stride, stride))
-    if places.ndim:
-        return cut
-    kept = [one for one in range(len(cut.shape)) if one != axis]
-    return cut.seen_as([cut.shape[one] for one in kept], [cut.steps[one] for one in kept])
-
-
 def _concat(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
     parts = [_number(lowering, name) for name in node.input]
     axis, shape = attributes["axis"] % len(parts[0].shape), list(parts[0].shape)
@@ -222,7 +112,7 @@ def _concat(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) ->
     out, begin = lowering.writer.room(shape), 0
     for part in parts:
         end = begin + part.shape[axis]
-        lowering.writer.elements("copy", part, into=_cut(out, axis, range(begin, end)))
+        lowering.writer.elements("copy", part, into=cut(out, axis, range(begin, end)))
         begin = end
     return out
 
@@ -288,7 +178,7 @@ def _columns(lowering: Lowering, name: str) -> Value:
 def _reduced(kind: str) -> Write:
     def write(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
         value = _number(lowering, node.input[0])
-        axes = _axes(lowering, node, attributes, len(value.shape))
+        axes = axes_of(lowering, node, attributes, len(value.shape))
         return _reduce(lowering.writer, kind, value, axes, bool(attributes.get("keepdims", 1)))
 
     return write
@@ -308,7 +198,7 @@ def _reduce(writer: Writer, kind: str, value: Value, axes: Sequence[int], keep: 
 
 def _mean(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
     value = _number(lowering, node.input[0])
-    axes = _axes(lowering, node, attributes, len(value.shape))
+    axes = axes_of(lowering, node, attributes, len(value.shape))
     total = _reduce(lowering.writer, "sum", value, axes, bool(attributes.get("keepdims", 1)))
     count = lowering.writer.constant(np.array(math.prod(value.shape[axis] for axis in axes)))
     return lowering.writer.elements("divide", total, count)
@@ -316,7 +206,7 @@ def _mean(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> V
 
 def _length(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
     value = _number(lowering, node.input[0])
-    axes, keep = _axes(lowering, node, attributes, len(value.shape)), bool(attributes.get("keepdims", 1))
+    axes, keep = axes_of(lowering, node, attributes, len(value.shape)), bool(attributes.get("keepdims", 1))
     squares = lowering.writer.elements("multiply", value, value)
     return lowering.writer.elements("root", _reduce(lowering.writer, "sum", squares, axes, keep))
 
@@ -358,8 +248,8 @@ OPERATORS: Mapping[str, Write] = {
     "Equal": _compared("equal"),
     "Erf": _elements("error"),
     "Exp": _elements("exponent"),
-    "Expand": _expand,
-    "Flatten": _flatten,
+    "Expand": views.expand,
+    "Flatten": views.flatten,
     "Gather": _gather,
     "Gemm": _gemm,
     "Greater": _compared("more"),
@@ -383,16 +273,16 @@ OPERATORS: Mapping[str, Write] = {
     "ReduceMean": _mean,
     "ReduceSum": _reduced("sum"),
     "Relu": _elements("rectify"),
-    "Reshape": _reshape,
+    "Reshape": views.reshape,
     "Sigmoid": _elements("sigmoid"),
-    "Slice": _slice,
+    "Slice": views.slice_,
     "Softmax": _softmax,
-    "Split": _split,
+    "Split": views.split,
     "Sqrt": _elements("root"),
-    "Squeeze": _squeeze,
+    "Squeeze": views.squeeze,
     "Sub": _elements("subtract"),
     "Tanh": _elements("tangent"),
-    "Transpose": _transpose,
-    "Unsqueeze": _unsqueeze,
+    "Transpose": views.transpose,
+    "Unsqueeze": views.unsqueeze,
     "Where": _elements("choose"),
 }

@@ -1,0 +1,124 @@
+"""Operators of ONNX that only move elements: views of what is there, copied only where a reshape must."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from tiercel_serving.spec import Array
+
+from .lowering import Attributes, Lowering
+from .values import Refused, Value, Writer, dense_steps
+
+
+def reshape(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    """Return the elements in the order in which they lie, in another shape."""
+    value, wanted = lowering.value(node.input[0]), lowering.known(node.input[1]).tolist()
+    if not attributes.get("allowzero"):
+        wanted = [value.shape[at] if size == 0 else size for at, size in enumerate(wanted)]
+    others = math.prod(size for size in wanted if size != -1)
+    return _reshaped(
+        lowering.writer, value, [value.size // others if size == -1 else size for size in wanted]
+    )
+
+
+def _reshaped(writer: Writer, value: Value, shape: Sequence[int]) -> Value:
+    if not value.dense and value.dtype != "float32":
+        raise Refused("an input that is cut and reshaped")
+    return writer.dense(value).seen_as(shape, dense_steps(shape))
+
+
+def flatten(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    """Return two axes: those before one, and those from it on."""
+    value, axis = lowering.value(node.input[0]), attributes.get("axis", 1)
+    shape = math.prod(value.shape[:axis]), math.prod(value.shape[axis:])
+    return _reshaped(lowering.writer, value, shape)
+
+
+def axes_of(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes, rank: int) -> list[int]:
+    """Return the axes of a node, as its attribute or its second input says them; all without either."""
+    axes: Any = attributes.get("axes")
+    if len(node.input) > 1 and node.input[1]:
+        axes = lowering.known(node.input[1]).reshape(-1).tolist()
+    return sorted(axis % rank for axis in (range(rank) if axes is None else axes))
+
+
+def squeeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    """Return a value without axes of size 1."""
+    value = lowering.value(node.input[0])
+    axes = axes_of(lowering, node, attributes, len(value.shape))
+    kept = [axis for axis, size in enumerate(value.shape) if axis not in axes or size != 1]
+    return value.seen_as([value.shape[axis] for axis in kept], [value.steps[axis] for axis in kept])
+
+
+def unsqueeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    """Return a value with more axes of size 1."""
+    value = lowering.value(node.input[0])
+    more = len(lowering.known(node.input[1]).reshape(-1))
+    axes = axes_of(lowering, node, attributes, len(value.shape) + more)
+    shape, steps = list(value.shape), list(value.steps)
+    for axis in axes:
+        shape.insert(axis, 1)
+        steps.insert(axis, 0)
+    return value.seen_as(shape, steps)
+
+
+def expand(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    """Return a value as often as a shape says."""
+    value = lowering.value(node.input[0])
+    return value.broadcast(np.broadcast_shapes(value.shape, tuple(lowering.known(node.input[1]).tolist())))
+
+
+def transpose(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    """Return a value with its axes in another order."""
+    value = lowering.value(node.input[0])
+    order = attributes.get("perm", range(len(value.shape))[::-1])
+    return value.seen_as([value.shape[axis] for axis in order], [value.steps[axis] for axis in order])
+
+
+def slice_(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
+    """Return parts of axes."""
+    value = lowering.value(node.input[0])
+    begins, ends = (lowering.known(name).tolist() for name in node.input[1:3])
+    rest = [lowering.known(name).tolist() for name in node.input[3:] if name]
+    axes = rest[0] if rest else list(range(len(begins)))
+    strides = rest[1] if len(rest) > 1 else [1] * len(begins)
+    for axis, begin, end, stride in zip(axes, begins, ends, strides, strict=True):
+        value = cut(value, axis % len(value.shape), range(value.shape[axis])[slice(begin, end, stride)])
+    return value
+
+
+def cut(value: Value, axis: int, places: range) -> Value:
+    """Return those places along an axis."""
+    if not len(places):
+        raise Refused("a slice of nothing")
+    shape, steps = list(value.shape), list(value.steps)
+    first, shape[axis], steps[axis] = places[0] * steps[axis], len(places), steps[axis] * places.step
+    return value.seen_as(shape, steps, first)
+
+
+def split(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> tuple[Value, ...]:
+    """Return the parts of an axis one by one."""
+    value, parts = lowering.value(node.input[0]), len(node.output)
+    axis = attributes.get("axis", 0) % len(value.shape)
+    size = -(-value.shape[axis] // parts)
+    sizes = lowering.known(node.input[1]).tolist() if len(node.input) > 1 else [size] * parts
+    ends = np.minimum(np.cumsum(sizes), value.shape[axis]).tolist()
+    return tuple(cut(value, axis, range(a, b)) for a, b in zip([0, *ends[:-1]], ends, strict=True))
+
+
+def chosen(value: Value, axis: int, places: Array) -> Value:
+    """Return one place along an axis, which goes, or several that lie evenly."""
+    axis, flat = axis % len(value.shape), places.reshape(-1) % value.shape[axis]
+    stride = int(flat[1] - flat[0]) if len(flat) > 1 else 1
+    if places.ndim > 1 or stride == 0 or (np.diff(flat) != stride).any():
+        raise Refused("a gather of places that lie unevenly")
+    view = cut(value, axis, range(int(flat[0]), int(flat[-1]) + stride, stride))
+    if places.ndim:
+        return view
+    kept = [one for one in range(len(view.shape)) if one != axis]
+    return view.seen_as([view.shape[one] for one in kept], [view.steps[one] for one in kept])

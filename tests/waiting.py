@@ -1,0 +1,14 @@
+"""Waiting for what another thread or process does, for as long as only a hang takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0, every_s: float = 0.01) -> None:
+    """Wait until a condition holds, and fail if it never does."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout_s:g} s"
+        time.sleep(every_s)
