@@ -1,4 +1,4 @@
-"""A small release, and the `tiercel` command: in a process of its own, in this one, and serving."""
+"""Fixtures: a small release, and the `tiercel` command in its own process or in this one."""
 
 from __future__ import annotations
 

@@ -388,7 +388,7 @@ def test_connections_that_were_closed_meanwhile(server: Http2Server, channel: An
 
 
 def held(server: Http2Server) -> threading.Event:
-    """Let the next call wait until this is set; a client that waits with it fails by its answer."""
+    """Hold the next call until the returned event is set."""
     go_on = threading.Event()
     server.script.append(Way(before=lambda conn, stream: go_on.wait(20)))
     return go_on
@@ -411,7 +411,7 @@ def test_a_deadline(server: Http2Server, channel: Any) -> None:
 
 
 def test_a_deadline_of_which_the_server_is_not_told(server: Http2Server, channel: Any) -> None:
-    """The connection waits for the late answer, which nobody gets, and is of use again."""
+    """The connection waits for the late answer, drops it, and can be used again."""
     go_on = held(server)
     assert failure(channel, b"late", timeout_s=0.3)[0] == "DEADLINE_EXCEEDED"
     wait_until(lambda: server.calls)

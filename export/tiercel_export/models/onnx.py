@@ -56,7 +56,7 @@ def write_onnx(
     module, folder, inputs, output, max_batch, build_id
         As for every maker; see :class:`~.prepare.Maker`.
     loops
-        Whether a small graph is written as loops too (:mod:`.loops`), or why it is not.
+        Whether to write a small graph as loops too (:mod:`.loops`), or why not.
 
     Returns
     -------

@@ -319,7 +319,8 @@ def write_engines(
 ) -> list[str]:
     """Write the artefact of every model with the maker that its engine's row names; return notes.
 
-    ``tell`` hears of each as it begins, and why one has no other form beside its engine's file.
+    ``tell`` is called with the stage of each model before it is written, and with the reason if a model has
+    no loops beside its engine's file.
     """
     notes: list[str] = []
     rows = [(model, engine_for(engine, model.stage)) for model in models.dense]

@@ -243,7 +243,7 @@ def release_table(document: dict[str, Any]) -> Table:
 
 
 def engine_of(document: Mapping[str, Any], stage: str) -> str:
-    """Return what runs a model; docs/engines.md says what loops are."""
+    """Return the engine of a model and its form, such as loops, or why it has none (see docs/engines.md)."""
     form, why = document["forms"].get(stage), document["unlowered"].get(stage)
     more = "" if why is None else f"; {why}"
     return f"{document['engines'][stage]}{more if form is None else f', as {form}'}"

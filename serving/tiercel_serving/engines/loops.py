@@ -25,10 +25,10 @@ from .bound import check_outputs
 #: Suffixes that give the two files' names when appended to the ONNX file's name.
 LIST_SUFFIX, WEIGHTS_SUFFIX = ".loops.json", ".loops.npy"
 
-#: What the text is called that says why there are none.
+#: Suffix of the text file that says why a model has no loops.
 REFUSED_SUFFIX = ".loops.txt"
 
-#: What a loop may do, in the order of the numbers in ``native/loops.c``.
+#: The operations of a loop, in the order of their numbers in ``native/loops.c``.
 KINDS = (
     *("load_bool", "load_int32", "load_int64", "copy", "add", "subtract", "multiply", "divide", "lesser"),
     *("greater", "less", "more", "equal", "at_most", "at_least", "choose", "clip", "is_nan", "not", "negate"),
@@ -82,7 +82,7 @@ def listed_beside(file: Path) -> Path:
 
 
 def refused_beside(file: Path) -> Path:
-    """Return where it is said why an ONNX file has no list, if it has none."""
+    """Return the path of the text that says why an ONNX file has no list of loops."""
     return file.with_name(file.name + REFUSED_SUFFIX)
 
 

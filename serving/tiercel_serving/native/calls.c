@@ -1,7 +1,8 @@
 /* Makes the functions of this library callable as Python functions that take arrays without conversion.
  *
- * Through ctypes a call takes longer than most of them run, above all after a wait, when its code is out of the caches. What
- * is needed of Python is of its stable ABI, and declared here and in python_abi.h: whoever loads this library has it.
+ * A call through ctypes takes longer than most of the functions themselves, above all after a pause, when
+ * the code of ctypes has left the caches. The few parts of Python's stable ABI that are needed are declared
+ * here and in python_abi.h; the Python process that loads this library provides them.
  */
 #include <stdbool.h>
 #include <stdint.h>

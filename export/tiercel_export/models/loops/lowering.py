@@ -57,8 +57,8 @@ class Lowering:
         return self.constants[name]
 
 
-#: What a node says beside its inputs, by name.
+#: A node's attributes by name.
 Attributes = Mapping[str, Any]
 
-#: How an operator is written: of the lowering, its node and its attributes.
+#: Lowers one operator: ``write(lowering, node, attributes)`` returns the view of each output.
 Write = Callable[[Lowering, onnx.NodeProto, Attributes], "Value | tuple[Value, ...]"]
