@@ -1,4 +1,4 @@
-"""Decides when a log reports the progress of long work, and estimates the remaining time."""
+"""Decide when a log reports the progress of long work, and estimate the remaining time."""
 
 from __future__ import annotations
 
