@@ -1,8 +1,8 @@
 """The commands of ``tiercel``, one module each, named in the table of :mod:`tiercel_serving.commands.cli`.
 
-A module holds a function ``command`` with typer's annotations. Its docstring is the help text and ends
-with an example. It imports what is heavy inside functions, and does its work in a
-:func:`~.shell.shell`, which handles errors, signals and the two kinds of output::
+A module has a function ``command`` with typer's annotations, whose docstring is the help text and ends with
+an example. It imports heavy modules inside functions, and does its work in a :func:`~.shell.shell`, which
+handles errors, signals and the two kinds of output::
 
     def command(release: ..., json: Json = False, debug: Debug = False) -> None:
         with shell(json=json, debug=debug) as sh:

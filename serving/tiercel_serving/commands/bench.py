@@ -184,7 +184,7 @@ def command(
 
 
 def concurrencies(text: str) -> tuple[int, ...]:
-    """Read ``1,8``."""
+    """Parse concurrencies such as ``1,8``."""
     try:
         levels = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -195,7 +195,7 @@ def concurrencies(text: str) -> tuple[int, ...]:
 
 
 def chosen_runners(text: str) -> tuple[str, ...]:
-    """Return the runners to measure; the stock one is always among them: all else is set against it."""
+    """Return the runners to measure, always with the stock one, with which the others are compared."""
     from ..bench.run import all_runners
     from ..repository.targets import RUNNERS
     from ..supervise.launch import check_runner
@@ -209,7 +209,7 @@ def chosen_runners(text: str) -> tuple[str, ...]:
 
 
 def open_loops(rates: str, mix: str, p99_ms: float) -> OpenLoops:
-    """Read ``0.25,0.5`` or ``none``, and the name of a mix."""
+    """Parse rates such as ``0.25,0.5`` or ``none``, and the name of a mix."""
     from ..bench import OpenLoops
     from ..bench.mixes import MIXES
 
@@ -227,7 +227,7 @@ def open_loops(rates: str, mix: str, p99_ms: float) -> OpenLoops:
 
 
 def read_others(files: list[Path], html: Path | None) -> list[dict[str, Any]]:
-    """Read what ``--beside`` names, before anything is measured."""
+    """Read the results that ``--beside`` names, before anything is measured."""
     from ..bench.compare import read_any
 
     if files and html is None:
@@ -236,7 +236,7 @@ def read_others(files: list[Path], html: Path | None) -> list[dict[str, Any]]:
 
 
 def compare_results(sh: Shell, before: Path, after: Path, *, force: bool) -> None:
-    """Print what changed between two saved results."""
+    """Print the changes between two saved results."""
     from rich.text import Text
 
     from ..bench.compare import compare, format_changes, read_result, to_json
@@ -246,7 +246,7 @@ def compare_results(sh: Shell, before: Path, after: Path, *, force: bool) -> Non
 
 
 def find_load(sh: Shell, client: str, cache: Path | None) -> Load:
-    """Return what makes the load, as the command line says; nothing stands in for it silently."""
+    """Return the load client that the command line names, without a silent fallback to another."""
     from ..bench import PythonClient, find_perf_analyzer
 
     if client == "python":
@@ -256,7 +256,7 @@ def find_load(sh: Shell, client: str, cache: Path | None) -> Load:
 
 
 def write_whole(file: Path, document: dict[str, Any] | str) -> None:
-    """Write a text or a JSON file whole or not at all."""
+    """Write a text or JSON file atomically."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     with machine_faults(file.parent, f"writing {file.name}", partial):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def write_whole(file: Path, document: dict[str, Any] | str) -> None:
 
 
 def check_place(file: Path) -> None:
-    """Refuse now, before the work, what :func:`write_whole` could not write after it."""
+    """Refuse, before the work, a file that :func:`write_whole` could not write after it."""
     if file.is_dir():
         raise Refused(f"{file}: is a folder; name the file to write")
     there = file.exists()
@@ -290,7 +290,7 @@ def _write_whole(file: Path, partial: Path, document: dict[str, Any] | str) -> N
 
 
 def human(report: BenchReport, save: Path | None) -> list[Any]:
-    """Return what people see."""
+    """Return the output for people."""
     from rich.text import Text
 
     from ..bench import format_report

@@ -1,4 +1,4 @@
-"""The ``tiercel`` command: a literal table of commands, each imported when it is called."""
+"""The ``tiercel`` command: a literal table of commands, each imported only when it is called."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUILD, FEATURES, SERVE, MEASURE = "Build a release", "Compute features", "Serve 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of ``tiercel --help``: the module of the function ``command``, what it does, its heading."""
+    """One line of ``tiercel --help``: the module with the function ``command``, its help, and its heading."""
 
     module: str
     help: str
@@ -33,7 +33,7 @@ class Entry:
 
 _SERVING, _PIPELINES = "tiercel_serving.commands", "tiercel_pipelines.commands"
 
-#: Every command. Those of heavier packages are found here by name, and imported only when they are called.
+#: Every command. Those of heavier packages are named here, and imported only when they are called.
 COMMANDS: Mapping[str, Entry] = {
     "demo": Entry(f"{_PIPELINES}.demo", "Train, export, verify, serve; recommend for one user.", BUILD),
     "data": Entry(f"{_PIPELINES}.data", "Find or download a data set, check it, and describe it.", BUILD),
@@ -63,7 +63,7 @@ COMMANDS: Mapping[str, Entry] = {
 
 
 def load_command(name: str) -> Any:
-    """Import one command, or a group of them, and return it as typer builds it."""
+    """Import a command or a group of commands, and return typer's object for it."""
     module = importlib.import_module(COMMANDS[name].module)
     group = getattr(module, "commands", None)
     if group is None:
@@ -74,7 +74,7 @@ def load_command(name: str) -> Any:
 
 
 def _group_of(text: str) -> typer.Typer:
-    """Return an app without commands as yet."""
+    """Return an app for a group, still without commands."""
     group = typer.Typer(
         help=text,
         no_args_is_help=True,
@@ -108,7 +108,7 @@ class LazyGroup(TyperGroup):
         return list(COMMANDS)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Put the real command in the place of the listed one."""
+        """Return the imported command instead of the listed one."""
         name, _, rest = super().resolve_command(ctx, args)
         extra = COMMANDS[str(name)].extra
         extra_of_command.set(extra)

@@ -87,7 +87,7 @@ def _line(document: Mapping[str, Any]) -> str:
 
 
 def _view(document: Mapping[str, Any]) -> Table:
-    """Return the facts, a line each."""
+    """Return a table of the facts, one per line."""
     score = document["score"]
     rows = {"stage": document["stage"], "because": document["reason"], "place": document["rank"]}
     rows |= {"score": None if score is None else f"{score:.4f}", "needed": document["needed"] or None}

@@ -1,4 +1,4 @@
-"""What a command says where the libraries that it needs are not installed."""
+"""The message of a command whose libraries are not installed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import importlib.util
 import sys
 from contextvars import ContextVar
 
-#: The extra of the command that runs; :mod:`.cli` sets it, and :mod:`.shell` asks for it.
+#: The extra of the running command; :mod:`.cli` sets it, and :mod:`.shell` reads it.
 extra_of_command: ContextVar[str | None] = ContextVar("extra_of_command", default=None)
 
 RUNNING = sys.version_info[:2]
 _NVTABULAR = ((3, 12), "3.10 or 3.11")
-#: Extras that do not install everywhere: the first Python that is too new, and those that are not.
+#: Extras that need an older Python: the first version that is too new, and the versions that work.
 PYTHONS = {"pipelines": _NVTABULAR, "dev": _NVTABULAR}
 
 
 def missing_library(error: ModuleNotFoundError, extra: str | None) -> str | None:
-    """Return what to install for an import that failed; None if pip cannot bring the module, a defect."""
+    """Return what to install after a failed import; None if no extra provides the module, which is a bug."""
     if extra is None or error.name is None:
         return None
     top = error.name.partition(".")[0]

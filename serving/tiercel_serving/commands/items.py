@@ -104,7 +104,7 @@ def _opened(release: Path, store: str | None) -> ItemStore:
 
 
 def _vectors(texts: list[str]) -> dict[str, Any]:
-    """Return source → vector of what was typed."""
+    """Return source → vector from the typed SOURCE=VECTOR pairs."""
     return {source: _decoded(source, text) for source, text in split_pairs(texts, "--vector").items()}
 
 

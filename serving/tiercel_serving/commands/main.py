@@ -1,4 +1,4 @@
-"""The entry point of ``tiercel``. It needs the standard library alone, to say what else is needed."""
+"""The entry point of ``tiercel``. It needs only the standard library, to report what else is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ tiercel: the command needs {missing}, which is not installed (the bare install i
 
 
 def main() -> None:
-    """Run the ``tiercel`` command, or say which extra installs it; exit code 2."""
+    """Run the ``tiercel`` command, or report which extra installs it and exit with code 2."""
     try:
         from .cli import app
     except ModuleNotFoundError as error:

@@ -1,18 +1,18 @@
-"""When a log is told how far a piece of long work is, and how long what is left of it will take."""
+"""Decide when a log reports the progress of long work, and estimate the remaining time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-#: Seconds after which a further percent is said that is no further tenth.
+#: Seconds after which progress of at least a percent is reported before the next tenth.
 MINUTE_S = 60.0
-#: Seconds of work from which on what is left of it can be told.
+#: Seconds of work after which the remaining time is estimated.
 LONG_S = 10.0
 
 
 class Pace:
-    """One piece of work, as a log is told of it."""
+    """The progress of one piece of work in a log."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -20,9 +20,9 @@ class Pace:
         self._begun = self._first = self._at = 0.0
 
     def says(self, done: int, total: int | None) -> str | None:
-        """Return what to print behind its name, or None for nothing new.
+        """Return the text to print after the work's name, or None if nothing is to be printed.
 
-        Without an end there are no percentages: the count is said whenever it has doubled.
+        Without a total there are no percentages, and the count is printed whenever it has doubled.
         """
         if not total:
             if self._told is not None and done < max(2 * self._told, 1):
@@ -44,7 +44,7 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people, in the unit that suits it."""
+    """Return a readable duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

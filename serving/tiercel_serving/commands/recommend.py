@@ -42,7 +42,7 @@ History = Annotated[
     ),
 ]
 
-#: How many of the candidates that one reason dropped are named.
+#: How many of the candidates that were dropped for one reason are named.
 NAMED = 6
 
 
@@ -106,7 +106,7 @@ def command(
 
 
 def parse_id(text: str, dtype: str, option: str) -> int | str:
-    """Return a raw id in the type that the server's ids have."""
+    """Return a typed raw id in the type of the server's ids."""
     if dtype == "bytes":
         return text
     try:
@@ -118,7 +118,7 @@ def parse_id(text: str, dtype: str, option: str) -> int | str:
 def parse_items(
     dtype: str, exclude: Exclude, include: Include, candidate: Candidate, history: History
 ) -> dict[str, list[int | str]]:
-    """Return the lists of items that were given, by what the client calls them."""
+    """Return the given lists of items by the names of the client's parameters."""
     lists = {"exclude": exclude, "include": include, "candidates": candidate, "history": history}
     return {
         name: [parse_id(text, dtype, f"--{name.removesuffix('s')}") for text in given]
@@ -128,7 +128,7 @@ def parse_items(
 
 
 def parse_features(given: Sequence[str], columns: Sequence[RequestColumn]) -> dict[str, Any]:
-    """Return ``NAME=VALUE`` pairs as features, typed as the server's columns are."""
+    """Return ``NAME=VALUE`` pairs as features, in the types of the server's columns."""
     known = {column.name: column for column in columns}
     features: dict[str, Any] = {}
     for pair in given:
@@ -181,7 +181,7 @@ def explanation_document(explained: Explanation) -> dict[str, Any]:
 
 
 def explanation_view(document: Mapping[str, Any]) -> list[Any]:
-    """Return what people see of an explained answer."""
+    """Return the output of an explained answer for people."""
     explained = document["explain"]
     view: list[Any] = [heading(answer_line(document)), journeys_table(document), ""]
     view += [heading("What each stage did"), stages_table(explained)]
@@ -207,7 +207,7 @@ def items_table(document: Mapping[str, Any]) -> Table:
 
 
 def journeys_table(document: Mapping[str, Any]) -> Table:
-    """Return the recommendations with where retrieval had put each."""
+    """Return a table of the recommendations with the place of each in retrieval."""
     made = table(
         "#",
         "title",
@@ -232,7 +232,7 @@ def journeys_table(document: Mapping[str, Any]) -> Table:
 
 
 def stages_table(explained: Mapping[str, Any]) -> Table:
-    """Return what each stage did to the candidates, and how long it took."""
+    """Return a table of what each stage did to the candidates, and how long it took."""
     made = table("stage", "what it did", "time", right=("time",))
     for stage in explained["stages"]:
         made.add_row(stage["stage"], escape(stage["what"]), _time(stage["time_us"]))
@@ -242,7 +242,7 @@ def stages_table(explained: Mapping[str, Any]) -> Table:
 
 
 def dropped_table(explained: Mapping[str, Any]) -> Table:
-    """Return why candidates were dropped, with the best of each reason by name."""
+    """Return a table of why candidates were dropped, with the best ones for each reason."""
     by_reason: dict[str, list[str]] = {}
     for candidate in explained["candidates"]:
         if not candidate["kept"]:
@@ -256,7 +256,7 @@ def dropped_table(explained: Mapping[str, Any]) -> Table:
 
 
 def _what(stage: str, explained: Explanation) -> str:
-    """Say in words what a stage did for this user."""
+    """Return a description of what a stage did for this user."""
     candidates, kept = explained.candidates, explained.kept
     if stage == "user_features":
         store = "in the store" if explained.status.value == "known" else "not in the store"

@@ -1,4 +1,4 @@
-"""``docs/cli.md``, written from the commands themselves.
+"""Generate ``docs/cli.md`` from the commands.
 
 ``python -m tiercel_serving.commands.reference > docs/cli.md``
 """

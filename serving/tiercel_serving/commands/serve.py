@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..release.opened import Release
     from ..supervise import TritonServer
 
-#: How many slots of the users' lookup are searched for a user to name as an example.
+#: Number of slots of the users' lookup that are searched for an example user.
 SLOTS = 4096
 
 Layout = Annotated[
@@ -118,7 +118,7 @@ def start(
     log: Path | None = None,
     **where: Any,
 ) -> TritonServer:
-    """Check a release and start a server on it, with a progress bar; parameters as of ``start_server``."""
+    """Check a release and start a server on it, with a progress bar; for parameters see ``start_server``."""
     with sh.work(f"Starting Triton on {release}") as progress:
         from ..release.opened import open_release
         from ..repository.targets import RUNNERS
@@ -149,7 +149,7 @@ def start(
 
 
 def _check_store(sh: Shell, release: Release) -> None:
-    """Try the store, if live values are kept; that one does not answer now is no reason not to serve."""
+    """Check the store of live values, if there is one; only warn if it does not answer."""
     from ..errors import StoreUnavailable
     from ..stores.feature_store import FeatureStore
 
@@ -163,7 +163,7 @@ def _check_store(sh: Shell, release: Release) -> None:
 
 
 def _start_report(release: Release, progress: Report) -> Callable[[str, int], None]:
-    """Return a callback for the checksums of a start: bytes of all, and then what comes next."""
+    """Return a callback for the checksums: it reports the bytes done, and then that Triton starts."""
     total = sum(entry.bytes for entry in release.manifest.files.values())
     done = 0
 
@@ -178,7 +178,7 @@ def _start_report(release: Release, progress: Report) -> Callable[[str, int], No
 
 
 def describe(server: TritonServer) -> dict[str, Any]:
-    """Return where a server is and what it serves, as JSON."""
+    """Return a server's addresses and what it serves, as JSON."""
     release = server.release
     assert release is not None
     user = example_user(release)
@@ -199,7 +199,7 @@ def describe(server: TritonServer) -> dict[str, Any]:
 
 
 def human(document: Mapping[str, Any]) -> list[Any]:
-    """Return what people see when a server is up."""
+    """Return the output for people when a server is ready."""
     from rich.markup import escape
 
     values = {name: document[name] for name in ("grpc", "http", "metrics", "layout", "runner")}
@@ -221,7 +221,7 @@ def human(document: Mapping[str, Any]) -> list[Any]:
 
 
 def curl_line(http_url: str, user: int | str) -> str:
-    """Return a line for the shell that asks for recommendations for a user over plain HTTP."""
+    """Return a curl command that requests a user's recommendations over plain HTTP."""
     tensor = {
         "name": "user_id",
         "shape": [1, 1],
@@ -233,9 +233,9 @@ def curl_line(http_url: str, user: int | str) -> str:
 
 
 def example_user(release: Release) -> int | str:
-    """Return the id of a user whom the release knows: 42 if there is such a one, else one of the first.
+    """Return the id of a known user: 42 if it is among the first, else the first that can be typed.
 
-    Where it knows nobody, or nobody whose id can be typed, this is an id that it does not know.
+    If there is no known user whose id can be typed, return an unknown id.
     """
     known = [_as_typed(user) for user in _some_users(release)]
     for user in (42, "42", *known):
@@ -245,7 +245,7 @@ def example_user(release: Release) -> int | str:
 
 
 def _as_typed(user: int | bytes) -> int | str | None:
-    """Return an id as people type it; None if they cannot."""
+    """Return an id as it is typed on a command line; None if it can't be typed."""
     if isinstance(user, int):
         return user
     try:
@@ -256,7 +256,7 @@ def _as_typed(user: int | bytes) -> int | str | None:
 
 
 def _some_users(release: Release) -> list[int | bytes]:
-    """Return the ids in the first slots of the users' lookup: to read all of millions takes seconds."""
+    """Return the ids in the first slots of the users' lookup; reading millions would take seconds."""
     import numpy as np
 
     from ..lookups.lookup import read_keys
@@ -267,7 +267,7 @@ def _some_users(release: Release) -> list[int | bytes]:
         if (name := f"{USER_LOOKUP}.{part}") in arrays:
             arrays[name] = arrays[name][: SLOTS + least]
     if (name := f"{USER_LOOKUP}.table") in arrays:
-        # The last one is no slot: it says what an empty slot holds.
+        # The last entry is not a slot, but the value of an empty slot.
         arrays[name] = np.append(arrays[name][:-1][:SLOTS], arrays[name][-1:])
     ids: list[int | bytes] = read_keys(arrays, USER_LOOKUP).tolist()
     return ids

@@ -1,7 +1,7 @@
-"""What every command shares: two kinds of output, progress, errors, signals, exit codes.
+"""What commands share: two kinds of output, progress, errors, signals, exit codes.
 
-Standard output carries the result alone: a table for people, or with ``--json`` exactly one JSON object.
-Everything else, whoever writes it, goes to standard error.
+Standard output has only the result: a table for people, or with ``--json`` exactly one JSON object. All other
+output, also that of libraries, goes to standard error.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Json = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
 
-#: Called as ``progress(what, done, total)`` during long work; ``total`` is None where it is not known.
+#: Called as ``progress(what, done, total)`` during long work; ``total`` is None if it is unknown.
 Report = Callable[[str, int, int | None], None]
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
-#: Errors that mean "what you typed cannot be", by name: their modules need not be imported to know them.
+#: Errors of an invalid request, which exit with code 2; by name, so that their modules are not imported.
 REFUSED = frozenset(
     {
         "ExportInputError",
@@ -67,7 +67,7 @@ REFUSED = frozenset(
 )
 
 
-#: Errors of a path that a command was given: a folder where a file is needed, a name that is too long.
+#: Errors of a path given to a command, such as a folder instead of a file, or a name that is too long.
 PATH_ERRORS = frozenset(
     {
         *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
@@ -77,15 +77,15 @@ PATH_ERRORS = frozenset(
 
 
 class Refused(TiercelError):
-    """The command line asks for something that cannot be; exit code 2."""
+    """The command line is invalid; exit code 2."""
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt, no ``except Exception`` holds it up."""
+    """SIGTERM arrived. Like KeyboardInterrupt, it is not caught by ``except Exception``."""
 
 
 class Shell:
-    """Where a command writes, its result on a stream of its own; :func:`shell` makes one."""
+    """The output of a command, made by :func:`shell`; the result has its own stream."""
 
     def __init__(self, json: bool, result: IO[str]) -> None:
         self.json = json
@@ -98,7 +98,7 @@ class Shell:
         """Print the result: ``document`` as JSON with ``--json``, else ``renderables`` for people."""
         if not self.json:
             for renderable in renderables:
-                # A line of text is never broken: it may be a command to copy.
+                # A line of text is never wrapped, because it may be a command to copy.
                 self._out.print(renderable, highlight=False, soft_wrap=isinstance(renderable, str))
         else:
             if self._emitted:
@@ -109,7 +109,7 @@ class Shell:
         self._result.flush()
 
     def note(self, text: str, *, style: str = "") -> None:
-        """Tell the reader something on standard error."""
+        """Print a message on standard error."""
         self.err.print(escape(text), style=style, highlight=False, soft_wrap=True)
 
     def fail(self, error: BaseException, debug: bool) -> int:
@@ -130,7 +130,7 @@ class Shell:
             text += "\nThis is a defect of Tiercel; --debug shows where it happened."
         try:
             self.err.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
-        except (OSError, MemoryError, ImportError):  # rich loads tables as it prints
+        except (OSError, MemoryError, ImportError):  # rich imports modules while it prints
             sys.stderr.write(f"error {text}\n")
         if self.json and not self._emitted:
             self.emit({"error": {"type": type(error).__name__, "message": message}})
@@ -138,19 +138,19 @@ class Shell:
 
     @contextlib.contextmanager
     def work(self, title: str, *, steps: bool = False) -> Iterator[Report]:
-        """Show a progress bar while something long runs, titled so until the callback says more.
+        """Show a progress bar with a title during long work; yield the callback that updates it.
 
-        With ``steps`` the callback counts through the steps of one piece of work, whose names are its
-        ``what``; else each ``what`` is a piece of work with a line of its own, up to a "; ", behind which
-        it says how things stand. Where standard error is no terminal, a line is printed as each begins, at
-        each further tenth and, with a percent more, each minute; work that takes long says what is left.
+        With ``steps`` the callback counts the steps of one piece of work, and ``what`` is the step's name.
+        Without, each ``what`` is a piece of work with its own line; text after "; " in it is a status. If
+        standard error is not a terminal, a line is printed when work begins, at each further tenth, and each
+        minute if at least a percent was done. Long work also shows the remaining time.
         """
         if not self.err.is_terminal:
             yield self._plain_report(title)
             return
         columns = (
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}", table_column=Column()),  # a long one wraps beside its bar
+            TextColumn("{task.description}", table_column=Column()),  # a long text wraps beside its bar
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -187,7 +187,7 @@ class Shell:
 
 
 def checked_url(url: str | None) -> str | None:
-    """Return the address of a server's gRPC, or refuse one without a port: gRPC would ask another port."""
+    """Return a server's gRPC address; refuse one without a port, for which gRPC would use a default port."""
     port = "" if url is None else url.rpartition(":")[2]
     if url is None or url.startswith("unix:") or port.isdecimal():
         return url
@@ -196,12 +196,12 @@ def checked_url(url: str | None) -> str | None:
 
 @contextlib.contextmanager
 def shell(*, json: bool = False, debug: bool = False) -> Iterator[Shell]:
-    """Run a command's work with its options, and turn how it ends into an exit code."""
+    """Run a command's work with its options, and convert its outcome to an exit code."""
     with _result_stream() as result, _terminate_by_exception():
         sh = Shell(json, result)
         try:
             yield sh
-        except BrokenPipeError:  # nobody reads any more, as with `| head`
+        except BrokenPipeError:  # the reader is gone, as with `| head`
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             sh.note("Interrupted.")
@@ -217,9 +217,9 @@ def shell(*, json: bool = False, debug: bool = False) -> Iterator[Shell]:
 
 @contextlib.contextmanager
 def _result_stream() -> Iterator[IO[str]]:
-    """Give the stream of the result, and send all else that is written to standard output to standard error.
+    """Yield the result's stream, and redirect all other standard output to standard error.
 
-    Libraries print where they like, some of them from C, so the file descriptor itself is turned.
+    Libraries may print to standard output, some of them from C, so the file descriptor itself is redirected.
     """
     stdout = sys.stdout
     stdout.flush()
@@ -249,10 +249,10 @@ def _result_stream() -> Iterator[IO[str]]:
 
 @contextlib.contextmanager
 def _terminate_by_exception() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that what was begun is taken back."""
+    """Make SIGTERM unwind the stack, so that incomplete work is cleaned up."""
 
     def handler(number: int, frame: FrameType | None) -> None:
-        # A second one must not interrupt the taking back.
+        # A second signal must not interrupt the clean-up.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
@@ -268,29 +268,29 @@ def _terminate_by_exception() -> Iterator[None]:
 
 
 def _console(stream: IO[str]) -> Console:
-    # No emoji: `:x:` in a title or a path would become a picture.
+    # Without emoji, because `:x:` in a title or a path would become one.
     console = Console(file=stream, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        # A pipe has no width: wide enough that no cell of ours is cut.
+        # A pipe has no width; this is wide enough that no cell is cut.
         console.width = 160
     return console
 
 
 def wrong_path(error: BaseException) -> str | None:
-    """Say of a path that it can't be what a command needs, if that is the error."""
+    """Return the message for an error of a path that a command was given; None for other errors."""
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
         return f"{error.object!r}: this name is no UTF-8, which a library needs; rename it"
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # Python 3.12 and older
         return f"{error}; correct the path, or name another"
     if not isinstance(error, OSError) or error.errno not in PATH_ERRORS or not error.filename:
         return None
-    # What is written is renamed when it is whole.
+    # Files are written under a temporary name and then renamed, so name the destination.
     name = error.filename2 or error.filename
     return f"{os.fsdecode(name)}: {os.strerror(error.errno)}; correct the path, or name another"
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Tell an error raised on purpose; the client's tree has a root of its own."""
+    """Return whether an error is Tiercel's own; the client's errors have another base class."""
     if isinstance(error, TiercelError):
         return True
     return any(base.__module__.startswith("tiercel_client") for base in type(error).__mro__)

@@ -221,7 +221,7 @@ def _opened(release: Path, store: str | None) -> FeatureStore:
 
 
 def _told(opened: FeatureStore, user: int | str) -> tuple[dict[str, Any], Any, Any]:
-    """Return what a store holds of a user: as JSON, and for people."""
+    """Return a user's live values as JSON, and as renderables for people."""
     live = opened.get(user)
     document: dict[str, Any] = {
         "user": user,
@@ -238,7 +238,7 @@ def _user(opened: FeatureStore, user: str) -> int | str:
 
 
 def read_id(text: str, dtype: str, option: str) -> int | str:
-    """Return an id of the release's type, as it was typed."""
+    """Return a typed id in the release's type; typer.BadParameter if it is not one."""
     if dtype == "bytes":
         return text
     try:
@@ -250,7 +250,7 @@ def read_id(text: str, dtype: str, option: str) -> int | str:
 
 
 def _values(opened: FeatureStore, pairs_: list[str]) -> dict[str, Any]:
-    """Return column → value of what was typed as COLUMN=VALUE; text stays as it is where text is expected."""
+    """Return column → value from typed COLUMN=VALUE pairs; a value of a text column is kept verbatim."""
     texts = {
         column.name
         for column in opened.release.manifest.request_columns
@@ -267,7 +267,7 @@ def _values(opened: FeatureStore, pairs_: list[str]) -> dict[str, Any]:
 
 
 def split_pairs(typed: list[str], option: str) -> dict[str, str]:
-    """Return name → text of what was typed as NAME=TEXT."""
+    """Return name → text from typed NAME=TEXT pairs."""
     found: dict[str, str] = {}
     for pair in typed:
         name, equals, text = pair.partition("=")
@@ -281,7 +281,7 @@ def split_pairs(typed: list[str], option: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def read_lines(file: Path) -> Iterator[IO[bytes]]:
-    """Give the lines of a file or, of ``-``, of standard input."""
+    """Yield a binary stream of a file, or of standard input for ``-``; Refused if there is no file."""
     if str(file) == "-":
         yield sys.stdin.buffer
         return
@@ -292,7 +292,7 @@ def read_lines(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _read_of(file: Path, lines: IO[bytes], progress: Report) -> Callable[[int], None]:
-    """Return what tells how much of a file is read; of a pipe, which has no size, how many users came."""
+    """Return a callback that reports how much of a file is read; for a pipe, the number of users read."""
     about = os.fstat(lines.fileno())
     if not stat.S_ISREG(about.st_mode):
         return lambda users: progress("users", users, None)
@@ -301,7 +301,7 @@ def _read_of(file: Path, lines: IO[bytes], progress: Report) -> Callable[[int], 
 
 
 def _write(opened: FeatureStore, file: Path, progress: Callable[[int], None]) -> int:
-    """Write an export beside its name, and put it there when it is whole."""
+    """Write an export to a temporary file, rename it when complete, and return the number of users."""
     partial, users = file.with_name(file.name + ".partial"), 0
     try:
         with partial.open("wb") as out:

@@ -1,4 +1,4 @@
-"""The look of what commands print."""
+"""The style of the commands' output."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.text import Text
 
 
 def heading(text: str) -> Text:
-    """Return a line above a table; a table's own title would be broken at the table's width."""
+    """Return a line above a table; a table's own title would be wrapped at the table's width."""
     return Text(text, style="bold")
 
 
 def table(*columns: str, right: Iterable[str] = ()) -> Table:
-    """Return an empty table in the house style; the columns named in ``right`` hold numbers."""
+    """Return an empty table in the common style; the columns in ``right`` are right-aligned."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     numbers = set(right)
     for name in columns:
@@ -36,7 +36,7 @@ def pairs(values: Mapping[str, Any]) -> Table:
 
 
 def number(value: Any) -> str:
-    """Return a value as people read it: thousands apart, four significant digits."""
+    """Return a readable value, with thousands separators and four significant digits."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, int):
@@ -47,7 +47,7 @@ def number(value: Any) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a duration as people read it."""
+    """Return a readable duration in minutes, seconds or milliseconds."""
     if value >= 60:
         return f"{int(value // 60)} min {value % 60:.0f} s"
     return f"{value:.1f} s" if value >= 0.1 else f"{value * 1000:.1f} ms"

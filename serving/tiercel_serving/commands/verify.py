@@ -39,7 +39,7 @@ def command(
 
 
 def verify_table(document: dict[str, Any]) -> Table:
-    """Return one line for each check."""
+    """Return a table with one line for each check."""
     made = table(
         "artefact", "check", "compared", "worst", "allowed", "", right=("compared", "worst", "allowed")
     )

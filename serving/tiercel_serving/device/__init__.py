@@ -1,4 +1,5 @@
-"""Tensors on a device: where they are, what crosses, order, masks, exact search.
+"""Tensors on a device: copies to and from the host, CUDA graphs, order, masks, exact search.
 
-What ends in ``_torch`` imports torch: rows of tables name it, no other module imports it.
+Modules named ``…_torch`` import torch. They are named by rows of tables, and imported by no other module at
+the top level.
 """

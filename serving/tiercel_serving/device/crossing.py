@@ -1,4 +1,4 @@
-"""The tensors of one batch on the host and on a device: each crosses when a stage first asks, and once."""
+"""The tensors of one batch on the host and on a device; each is copied once, when a stage first needs it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..spec import Array, Arrays
 
 
 class Copies(Protocol):
-    """What copies between the host and a device: :class:`~.place_torch.Place`."""
+    """Copies between the host and a device; implemented by :class:`~.place_torch.Place`."""
 
     def put(self, array: Array) -> Any:
         """Return the array as a tensor on the device."""
         ...
 
     def put_all(self, arrays: Arrays) -> Mapping[str, Any]:
-        """Return the arrays as tensors on the device; of one request, each name is put once."""
+        """Return the arrays as tensors on the device; each name is put once per batch."""
         ...
 
     def take(self, tensor: Any) -> Array:
@@ -27,14 +27,14 @@ class Copies(Protocol):
 
 
 class Crossing:
-    """Named tensors, wherever they are.
+    """Named tensors of one batch, on the host, on the device, or both.
 
     Parameters
     ----------
     place
         Copies them.
     arrays
-        What the request brought, on the host.
+        The inputs, on the host.
     """
 
     def __init__(self, place: Copies, arrays: Arrays) -> None:
@@ -43,7 +43,7 @@ class Crossing:
         self._there: dict[str, Any] = {}
 
     def give(self, names: Iterable[str], there: frozenset[str]) -> dict[str, Any]:
-        """Return what a stage reads: those ``there`` on the device, all others on the host."""
+        """Return the tensors that a stage reads, those in ``there`` on the device, all others on the host."""
         wanted = list(names)
         new = {name: self._host[name] for name in wanted if name in there and name not in self._there}
         if new:
@@ -51,7 +51,7 @@ class Crossing:
         return {name: self._there[name] if name in there else self.host(name) for name in wanted}
 
     def add(self, made: Mapping[str, Any]) -> None:
-        """Take what a stage made; whatever is no NumPy array is on the device."""
+        """Add the outputs of a stage; those that are not NumPy arrays are on the device."""
         for name, value in made.items():
             (self._host if isinstance(value, np.ndarray) else self._there)[name] = value
 

@@ -1,9 +1,9 @@
-"""Work replayed from CUDA graphs: one launch for all of its kernels.
+"""Replay work from CUDA graphs, with one launch for all of its kernels.
 
-A graph is bound to its shapes and addresses: inputs are copied into the buffers that it was captured with,
-but for those that lie at the same address each time, as the outputs of other graphs do.
-Where a capture fails the work is done without, and the log says so. The choice of graphs and the copies are
-tested on the CPU with a double of the capture, and the capture by ``pytest -m gpu``.
+A graph is bound to its shapes and addresses. Inputs are copied into the buffers that it was captured with,
+except for those that are at a fixed address, such as the outputs of other graphs. If a capture fails, the
+work runs without a graph and a warning is logged. The choice of graphs and the copies are tested on the CPU
+with a test double of the capture, and the capture with ``pytest -m gpu``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-#: What does some work on its inputs, in their order.
+#: A function from input tensors to output tensors, in a fixed order.
 Run = Callable[[list[Tensor]], list[Tensor]]
 
 #: Batch sizes that graphs are captured for; a larger batch runs without one.
@@ -29,24 +29,24 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 #: One capture at a time.
 _CAPTURING = Lock()
 
-#: The attribute of a tensor that lasts; see :func:`lasting`.
+#: The attribute that marks a lasting tensor; see :func:`lasting`.
 _LASTS = "tiercel_lasts"
 
-#: Runs before a capture, for libraries that choose kernels and take memory when they are first called.
+#: Runs before a capture, for libraries that choose kernels and allocate memory on their first calls.
 WARM_RUNS = 3
 
 
 def lasting(tensor: Tensor) -> Tensor:
-    """Mark a tensor whose memory is its own as long as it lives, written anew for each request; return it.
+    """Mark and return a tensor that keeps its address while it lives, and is overwritten for each request.
 
-    A graph reads it there. Its views are not marked.
+    A graph reads it in place. Its views are not marked.
     """
     setattr(tensor, _LASTS, True)
     return tensor
 
 
 class Captured(NamedTuple):
-    """A captured run: ``replay()`` reads the inputs that it was captured with, and writes these outputs."""
+    """A captured run; ``replay()`` reads the inputs of the capture, and writes these outputs."""
 
     replay: Callable[[], None]
     outputs: list[Tensor]
@@ -57,15 +57,15 @@ Capture = Callable[[Run, list[Tensor]], Captured]
 
 
 def capture(run: Run, inputs: list[Tensor], stream: torch.cuda.Stream, pool: Any) -> Captured:
-    """Capture a run as a CUDA graph, on a stream and with memory of its own; see :func:`one_instance`."""
+    """Capture a run as a CUDA graph, on a stream and from a memory pool; see :func:`one_instance`."""
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_RUNS):
             run(inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # A process serves several models, which start and work in threads of their own: what another thread asks
-    # of the device meanwhile must neither fail nor end the capture.
+    # A process serves several models, each with its own threads. With "thread_local", calls of other threads
+    # to the device during a capture neither fail nor invalidate it.
     with (
         _CAPTURING,
         torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
@@ -75,28 +75,28 @@ def capture(run: Run, inputs: list[Tensor], stream: torch.cuda.Stream, pool: Any
 
 
 def one_instance() -> Capture:
-    """Return what captures the graphs of one instance, one replayed after another: they share their memory.
+    """Return a function that captures graphs of one instance, which share memory and never run in parallel.
 
-    What a graph holds between its kernels is free after its replay, and its outputs are kept from the others
-    as long as it lives: so graphs of many forms take the memory of the largest. Nothing else that is made in
-    a capture may be kept: the next replay writes over it.
+    A graph's intermediate memory is free after its replay, and its outputs are reserved while it lives. So
+    graphs of many forms need the intermediate memory of the largest. Other tensors made in a capture must not
+    be kept, because the next replay overwrites them.
 
-    They share the stream of their captures too. cuBLAS has scratch memory for each stream that it was used
-    on (32 MB on an H100), for good; the graphs write to that of the stream that they were captured on, so
-    instances must not share one.
+    The graphs also share the stream of their captures. cuBLAS keeps scratch memory for each stream that it
+    was used on (32 MB on an H100) forever. Graphs write to that of their capture's stream, so instances must
+    not share a stream.
     """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     return partial(capture, stream=stream, pool=torch.cuda.graph_pool_handle())
 
 
 def bucket_of(batch: int, buckets: Sequence[int]) -> int | None:
-    """Return the smallest bucket that holds a batch, of ascending ones; None if none does."""
+    """Return the smallest of the ascending buckets that holds a batch; None if none does."""
     place = bisect_left(buckets, batch)
     return buckets[place] if place < len(buckets) else None
 
 
 def attempt(capture: Capture, run: Run, inputs: list[Tensor]) -> Captured | None:
-    """Return a captured run, or None where it can't be captured."""
+    """Return a captured run; log a warning and return None if the capture fails."""
     try:
         return capture(run, inputs)
     except RuntimeError as error:
@@ -108,7 +108,7 @@ def attempt(capture: Capture, run: Run, inputs: list[Tensor]) -> Captured | None
 
 
 class _Graph(NamedTuple):
-    """What was captured for some form: the buffers that it reads, those to fill by dtype, and the run."""
+    """A graph of one form: its input buffers, the places to fill grouped by dtype, and the captured run."""
 
     inputs: list[Tensor]
     filled: list[list[int]]
@@ -116,17 +116,17 @@ class _Graph(NamedTuple):
 
 
 class GraphedForms:
-    """Work from graphs, one for each form that it has: what decides the shapes of its inputs and the rest.
+    """Runs work from graphs, one for each form; a form determines the shapes of the inputs and the work.
 
-    A tensor that lasts (:func:`lasting`) is read where it is, and a graph belongs to those that it reads;
-    others are copied into buffers.
+    A lasting tensor (:func:`lasting`) is read in place, and a graph is bound to those that it reads. Other
+    tensors are copied into buffers.
 
     Parameters
     ----------
     capture
         Captures a run.
     room
-        So many forms are captured; others run without.
+        The most graphs that are captured; other forms run without one.
     """
 
     def __init__(self, capture: Capture, room: int = 32) -> None:
@@ -136,22 +136,22 @@ class GraphedForms:
     def __call__(
         self, form: Hashable, run: Run, tensors: list[Tensor], rows: int | None = None
     ) -> list[Tensor]:
-        """Do the work ``run`` of a form.
+        """Run the work of a form, from its graph if there is one.
 
         Parameters
         ----------
         form
-            Which of the graphs.
+            The key of the graph.
         run
-            Does the work.
+            Does the work without a graph.
         tensors
             Its inputs.
         rows
-            So many rows the graph's inputs have, if more than these; what the further rows give is cut off.
+            The rows of the graph's inputs, if more than those of ``tensors``; the outputs are cut to these.
 
         Returns
         -------
-        The results. They last as long as this object, and the next work of the same form writes over them.
+        The outputs. A graph's outputs live as long as this object, and its next run overwrites them.
         """
         given = tensors[0].shape[0]
         batch = None if rows is None or rows == given else given
@@ -163,7 +163,7 @@ class GraphedForms:
         if graph is None or graph.captured is None:
             return run(tensors)
         for places in graph.filled:
-            # All of one dtype by one launch.
+            # One launch for all tensors of a dtype.
             buffers = [graph.inputs[place][:batch] for place in places]
             torch._foreach_copy_(buffers, [tensors[place] for place in places])
         graph.captured.replay()
@@ -189,15 +189,15 @@ def _buffer(tensor: Tensor, rows: int | None) -> Tensor:
 
 
 class GraphedRun:
-    """Work on batches, from graphs of a few batch sizes; each is captured when it is first asked for.
+    """Runs work on batches from graphs for a few batch sizes, each captured on first use.
 
-    A batch is copied into the buffers of the next larger bucket, and what the rows behind it give is thrown
-    away.
+    A batch is copied into the buffers of the smallest bucket that holds it, and the outputs of the rows after
+    it are discarded.
 
     Parameters
     ----------
     run
-        Does the work itself: ``[B, …]`` each, in and out.
+        Does the work on tensors ``[B, …]``, and returns such tensors.
     capture
         Captures a run.
     buckets
@@ -208,6 +208,6 @@ class GraphedRun:
         self._run, self._buckets, self._forms = run, tuple(buckets), GraphedForms(capture)
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Do the work for tensors ``[B, …]``; the next batch of the same bucket writes over the results."""
+        """Run the work for tensors ``[B, …]``; the next batch of the same bucket overwrites the outputs."""
         bucket = bucket_of(tensors[0].shape[0], self._buckets)
         return self._run(tensors) if bucket is None else self._forms(bucket, self._run, tensors, bucket)

@@ -1,4 +1,4 @@
-"""Which items each user of a batch must not get: :class:`tiercel_serving.ranked.masks.Mask`, on a device."""
+"""Masks of items for each user of a batch: :class:`tiercel_serving.ranked.masks.Mask` on a device."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from ..spec import Array
 from .crossing import Copies
 from .order_torch import numbers
 
-#: Type of device → so many cells, of all users together, are written as a table of those that are free: in
-#: the time that it takes to sort a few hundred masked ones.
+#: Type of device → the number of cells (users × items) up to which a table of all cells is written. This
+#: takes no longer than sorting a few hundred masked cells.
 MOST_WRITTEN: Mapping[str, int] = {"cuda": 1 << 26, "cpu": 1 << 18}
 
 
 class TensorMask:
-    """A list of cells (user × items), and perhaps a table of what may come.
+    """A list of masked cells (user × item), and optionally a table of allowed ones.
 
-    Nothing here waits for the device: no shape depends on what lies there.
+    Nothing here synchronises with the device, because no shape depends on values there.
 
     Parameters
     ----------
     users, items
         B and I.
     cells
-        ``[n]`` int64 numbers user·(I + 1) + row of what is masked, each user's pad row among them.
+        ``[n]`` int64 numbers user·(I + 1) + row of the masked cells, including each user's pad row.
     most
-        So many cells one user has at most, the pad row aside.
+        The most masked cells of one user, without the pad row.
     allowed
-        ``[B, I + 1]`` bool: what alone may come; None is everything else.
+        ``[B, I + 1]`` bool, the only cells that are allowed; None allows every cell that is not masked.
     on_host
-        Makes the same mask on the host, for a source that has no form on the device.
+        Makes the mask on the host, for a source without an implementation on the device.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TensorMask:
     ) -> None:
         self.users, self.items, self.most, self.allowed = users, items, most, allowed
         self._cells = cells
-        #: All cells that are free, or those that are not in order, once somebody asks for single items.
+        #: A table of the free cells, or the sorted masked cells; made when single items are first looked up.
         self._free: Tensor | None = None
         self._sorted: Tensor | None = None
         self._added: list[Tensor] = []
@@ -62,7 +62,7 @@ class TensorMask:
         self._free = self._sorted = None
 
     def allows(self, rows: Tensor) -> Tensor:
-        """Return for ``[B, M]`` rows whether their user may get them."""
+        """Return whether each user may get their rows ``[B, M]``."""
         free = self._are_free(self._cells_of(rows))
         return free if self.allowed is None else free & self.allowed.gather(1, rows)
 
@@ -74,7 +74,7 @@ class TensorMask:
         return torch.add(rows, users, alpha=self.items + 1)
 
     def _are_free(self, wanted: Tensor) -> Tensor:
-        """Return which cells are not masked: sorting those takes longer than writing some megabytes."""
+        """Return which cells are not masked; writing a table of some MB is faster than sorting."""
         cells = self.users * (self.items + 1)
         if cells <= MOST_WRITTEN[wanted.device.type]:
             if self._free is None:
@@ -83,19 +83,19 @@ class TensorMask:
             return self._free[wanted]
         if self._sorted is None:
             self._sorted = self._cells.sort().values
-        # The last cell is the last user's pad row, and no cell lies beyond it.
+        # The largest masked cell is the last user's pad row, which is also the largest cell of all.
         return self._sorted[torch.searchsorted(self._sorted, wanted)] != wanted
 
     def cells(self) -> tuple[Tensor | None, Tensor]:
-        """Return user and row of what is masked, ``[n]`` each; None for the user of one."""
+        """Return user and row of the masked cells, ``[n]`` each; the user is None if there is only one."""
         if self.users == 1:
             return None, self._cells
         return self._cells // (self.items + 1), self._cells % (self.items + 1)
 
     def padded(self, users: int) -> Tensor:
-        """Return the cells, filled up to a power of two, so that they are of few lengths in all.
+        """Return the cells for ``users`` users, padded to a power of two to limit the number of lengths.
 
-        Users beyond B, of ``users`` in all, have nothing masked but their pad rows.
+        Users beyond B have only their pad rows masked.
         """
         width, cells = self.items + 1, self._cells
         count = cells.shape[0]
@@ -104,7 +104,7 @@ class TensorMask:
         if users > self.users:
             ends = torch.arange(self.users + 1, users + 1, device=cells.device) * width
             cells = torch.cat([cells, ends - 1])
-        # The last user's pad row, which is among them.
+        # Pad with the last user's pad row, which is masked anyway.
         return torch.nn.functional.pad(
             cells, (0, rounded_up(len(cells)) - len(cells)), value=users * width - 1
         )
@@ -119,7 +119,7 @@ class TensorMask:
 
 
 def filled_up(cells: Array) -> Array:
-    """Return cells on the host, the last of them repeated to such a length."""
+    """Return cells on the host, padded to :func:`rounded_up` by repeating the last one."""
     count = len(cells)
     filled = np.empty(rounded_up(count), cells.dtype)
     filled[:count], filled[count:] = cells, cells[-1]

@@ -1,7 +1,7 @@
 """Order by (score descending, row ascending) on a device: :mod:`tiercel_serving.ranked.order`, in torch.
 
-For one user each kernel works on a few hundred numbers, in little more time than it takes to begin: what
-counts is how many kernels there are.
+For one user each kernel processes a few hundred numbers, hardly longer than its launch takes. So the number
+of kernels decides the speed.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _ALL_BUT_SIGN = 0x7FFFFFFF
 _LOWER = 0xFFFFFFFF
 _UPPER = 1 if sys.byteorder == "little" else 0
 
-#: Lists of up to so many keys are sorted whole: choosing the smallest, and then sorting them, takes longer.
+#: Lists of up to this many keys are sorted completely, which is faster than selecting and then sorting.
 _SORTED_WHOLE = 1024
 
-#: Type of device → pairs of keys, over all users, up to which they are counted instead of sorted: one user's
-#: few hundred keys are sorted by a single warp, which takes an H200 29 µs.
+#: Type of device → number of pairs of keys, over all users, up to which ranks are counted instead of sorted.
+#: A single warp would sort one user's few hundred keys, which takes 29 µs on an H200.
 COUNTED: dict[str, int] = {"cuda": 1 << 21}
 
 
 def sort_keys(scores: Tensor, rows: Tensor) -> Tensor:
     """Return int64 keys that sort ascending like (score descending, row ascending).
 
-    The same numbers as :func:`tiercel_serving.ranked.order.sort_keys` gives for float32 scores without NaN
-    and int64 rows below 2**31, of shapes that broadcast; a row has an axis.
+    They equal those of :func:`tiercel_serving.ranked.order.sort_keys`, for float32 scores without NaN and
+    int64 rows below 2**31. Shapes broadcast, and have at least one axis.
     """
     bits = (0 - scores).view(torch.int32)
     flips = ((bits >> 31) & _ALL_BUT_SIGN) ^ bits
@@ -36,19 +36,19 @@ def sort_keys(scores: Tensor, rows: Tensor) -> Tensor:
 
 
 def read_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scores and rows that :func:`sort_keys` put together."""
+    """Return the scores (float32) and rows (int64) of keys from :func:`sort_keys`."""
     flipped = keys.view(torch.int32)[..., _UPPER::2]
     bits = flipped ^ ((flipped >> 31) & _ALL_BUT_SIGN)
     return 0 - bits.view(torch.float32), keys & _LOWER
 
 
 def rows_of(keys: Tensor) -> Tensor:
-    """Return the rows alone that :func:`sort_keys` put together."""
+    """Return only the rows of keys from :func:`sort_keys`."""
     return keys & _LOWER
 
 
 def scored(keys: Tensor) -> Tensor:
-    """Return where the score that :func:`sort_keys` put in was above -inf."""
+    """Return which keys from :func:`sort_keys` have a score above -inf."""
     return keys < _NO_SCORE
 
 
@@ -70,9 +70,9 @@ def ascending(keys: Tensor) -> Tensor:
 
 
 def arranged(keys: Tensor, count: int, *values: Tensor) -> list[Tensor]:
-    """Return each user's values ``[B, M]`` in the order of the keys, the first ``count``.
+    """Return the first ``count`` of each user's values ``[B, M]`` in the order of the keys.
 
-    Where keys are equal, which comes first is open.
+    The order of equal keys is undefined.
     """
     if _are_few(keys):
         places = places_of(keys)
@@ -88,25 +88,25 @@ def arranged(keys: Tensor, count: int, *values: Tensor) -> list[Tensor]:
 
 
 def places_of(keys: Tensor) -> Tensor:
-    """Return each key's place in that order ``[B, M]``: how many keys come before it.
+    """Return each key's rank ``[B, M]``, the number of keys before it; equal keys keep their order.
 
-    The least int64 is no key.
+    The least int64 is not allowed as a key.
     """
-    # One less for those before, so that of equal keys the first comes first.
+    # Subtract 1 from earlier keys, so that the first of equal keys ranks first.
     earlier = _earlier(keys.shape[1], keys.device)
     return ((keys[:, None] - earlier) < keys[:, :, None]).sum(dim=2)
 
 
 @cache
 def numbers(size: int, device: torch.device) -> Tensor:
-    """Return 0, 1, … ``[size]`` int64, made once."""
-    # Copied there, which waits: whoever asks next may work on another stream.
+    """Return 0, 1, … ``[size]`` int64, cached."""
+    # A synchronous copy, because the next caller may work on another stream.
     return torch.arange(size).to(device)
 
 
 @cache
 def _earlier(size: int, device: torch.device) -> Tensor:
-    """Return 1 where the column's place is before the row's, else 0: ``[size, size]`` int64, made once."""
+    """Return ``[size, size]`` int64, 1 where the column is before the row, else 0; cached."""
     return torch.ones((size, size), dtype=torch.int64).tril_(-1).to(device)
 
 
@@ -116,21 +116,21 @@ def _are_few(keys: Tensor) -> bool:
 
 
 def first_of(flags: Tensor, count: int, none: int) -> Tensor:
-    """Return the places of the first ``count`` flags of each user ``[B, M]``, in order, then ``none``."""
+    """Return ``[B, count]`` int64: the places of each user's first set flags, padded with ``none``."""
     users, size = flags.shape
-    # Those without a flag go to a column in front.
+    # Unset flags go to an extra first column.
     slots = flags.cumsum(dim=1) * flags
     found = slots.new_full((users, max(size, count) + 1), none)
     places = numbers(size, flags.device).expand(users, size)
     return found.scatter_(1, slots, places)[:, 1 : count + 1]
 
 
-#: What no key of a score above -inf reaches.
+#: The least key of a score of -inf; keys of higher scores are smaller.
 _NO_SCORE = int(sort_keys(torch.tensor([float("-inf")]), torch.zeros(1, dtype=torch.int64))[0])
 
 
 def repeated(rows: Tensor) -> Tensor:
-    """Return ``[B, M]``: which rows stand in their user's list before."""
+    """Return ``[B, M]`` bool, which rows occur earlier in their user's list."""
     ordered, order = rows.sort(dim=1, stable=True)
     again = torch.zeros_like(rows, dtype=torch.bool)
     return again.scatter(1, order[:, 1:], ordered[:, 1:] == ordered[:, :-1])

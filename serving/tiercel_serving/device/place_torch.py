@@ -1,4 +1,4 @@
-"""A device with its stream. Here alone arrays are copied to it and tensors from it."""
+"""A device with its stream; the only place where arrays are copied to it and tensors from it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..errors import DeviceUnavailable
 from ..spec import Array, Arrays
 from .graphs_torch import Capture, GraphedRun, Run, lasting, one_instance
 
-#: A table is copied in pieces of so many bytes, so that a mapped file is never in memory whole.
+#: Bytes of the pieces in which a table is copied, so that a mapped file is never in memory as a whole.
 PIECE = 1 << 26
 
-#: Arrays of a request begin at multiples of so many bytes, which kernels may count on.
+#: Alignment in bytes of a request's arrays, on which kernels may rely.
 ALIGNED = 16
 
-#: Names and shapes for which room is kept; others are copied by themselves.
+#: The most combinations of names and shapes with buffers of their own; other arrays are copied one by one.
 MOST_STAGED = 64
 
-#: Type of device → makes what captures the work of one instance there as graphs.
+#: Type of device → makes the function that captures one instance's work as graphs.
 CAPTURES: dict[str, Callable[[], Capture]] = {"cuda": one_instance}
 
 
@@ -44,9 +44,9 @@ class Place:
     device : torch.device
         The device.
     stream : torch.cuda.Stream or None
-        What the instance's work runs on: one stream for all of its stages and engines. None on the CPU.
+        The stream of all stages and engines of the instance; None on the CPU.
     capture : Capture or None
-        Made by a row of :data:`CAPTURES`; None where there are no launches to save.
+        Made by a row of :data:`CAPTURES`; None on a device without one.
     """
 
     def __init__(self, device: str) -> None:
@@ -55,7 +55,7 @@ class Place:
         if self.device.type == "cuda":
             self.device = torch.device("cuda", _usable_gpu(self.device.index or 0))
             torch.cuda.set_device(self.device)
-            # TF32 would round the factors of every product to ten bits.
+            # TF32 would round the factors of every product to a 10-bit mantissa.
             torch.backends.cuda.matmul.allow_tf32 = False
             self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         captures = CAPTURES.get(self.device.type)
@@ -71,22 +71,22 @@ class Place:
         return stack
 
     def graphed(self, run: Run) -> Run:
-        """Return what does some work on batches ``[B, …]`` with one launch, where there are launches."""
+        """Return a function that runs work on batches ``[B, …]`` from CUDA graphs, if the device has them."""
         return run if self.capture is None else GraphedRun(run, self.capture)
 
     def put(self, array: Array) -> Tensor:
         """Copy an array of a request to the device; on the CPU it is the same memory."""
-        # torch warns of what it must not write to; such arrays are small.
+        # A writeable copy, because torch warns of read-only arrays; such arrays are small.
         tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
         if self.device.type == "cpu":
             return tensor
-        # Page-locked, the copy need not be waited for.
+        # From page-locked memory the copy is asynchronous.
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def put_all(self, arrays: Arrays) -> dict[str, Tensor]:
-        """Copy arrays of a request to the device, where work is captured by one copy to where it lasts.
+        """Copy arrays of a request to the device; if work is captured, by one copy into lasting tensors.
 
-        The next request's arrays of the same names and shapes are copied to the same place.
+        The next request's arrays with the same names and shapes overwrite these tensors.
         """
         if self.capture is None:
             return {name: self.put(array) for name, array in arrays.items()}
@@ -99,17 +99,17 @@ class Place:
         return staging.put(arrays)
 
     def take(self, tensor: Tensor) -> Array:
-        """Copy a tensor to the host, after all work before it is done."""
+        """Copy a tensor to the host, after all earlier work on the stream."""
         array: Array = tensor.cpu().numpy()
         return array
 
     def table(self, array: Array, dtype: torch.dtype | None = None) -> Tensor:
-        """Copy a table ``[I, …]`` to the device for good, piece by piece, perhaps rounded to another dtype.
+        """Copy a table ``[I, …]`` to the device in pieces, converted to ``dtype`` if given.
 
         Raises
         ------
         DeviceUnavailable
-            There is too little memory left.
+            The device has too little free memory.
         """
         kind = torch.from_numpy(np.empty(0, array.dtype)).dtype if dtype is None else dtype
         self.require_bytes(array.size * kind.itemsize, f"a table {list(array.shape)}")
@@ -120,12 +120,12 @@ class Place:
         return out
 
     def require_bytes(self, needed: int, what: str) -> None:
-        """Refuse what the device has no room for; the CPU's memory is the system's business.
+        """Check that a GPU has enough free memory; the CPU's memory is not checked.
 
         Raises
         ------
         DeviceUnavailable
-            With what is needed and what is free.
+            It has not; the message has the needed and the free size.
         """
         if self.device.type != "cuda":
             return
@@ -135,12 +135,12 @@ class Place:
 
 
 class Staging:
-    """Room for arrays of some shapes on the host, page-locked, and on the device: they cross by one copy.
+    """Buffers for arrays of given shapes, in page-locked host memory and on the device, for a single copy.
 
     Parameters
     ----------
     arrays
-        Such arrays.
+        Arrays with the names, shapes and dtypes.
     device
         The device.
     """
@@ -150,7 +150,7 @@ class Staging:
         for array in arrays.values():
             begins.append(size)
             size += -(-array.nbytes // ALIGNED) * ALIGNED
-        # Page-locked, the copy need not be waited for.
+        # From page-locked memory the copy is asynchronous.
         self._here = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._there = torch.empty(size, dtype=torch.uint8, device=device)
         packed = self._here.numpy()
@@ -163,7 +163,7 @@ class Staging:
             self._tensors[name] = lasting(self._there[place].view(kind).view(array.shape))
 
     def put(self, arrays: Arrays) -> dict[str, Tensor]:
-        """Copy arrays of those shapes; what was put before them has been read, or is needed no more."""
+        """Copy arrays of these shapes; the previous ones must have been read, or be no longer needed."""
         for name, array in arrays.items():
             self._slots[name][...] = array
         self._there.copy_(self._here, non_blocking=True)
@@ -171,7 +171,7 @@ class Staging:
 
 
 def no_room(what: str, needed: int, free: int, device: str) -> str:
-    """Return what is said where a device has too little memory."""
+    """Return the error message for a device with too little memory; sizes are in bytes."""
     return (
         f"{device}: {what} needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; set the index's "
         "precision to float16, lower `instances`, stop what else runs on this GPU, or take a larger one"
@@ -179,7 +179,7 @@ def no_room(what: str, needed: int, free: int, device: str) -> str:
 
 
 def _usable_gpu(index: int) -> int:
-    """Return the number of a GPU after making sure that torch can use it."""
+    """Return the number of a GPU after checking that torch can use it."""
     remedy = (
         "run it on a machine with an NVIDIA GPU and a driver for this torch's CUDA (in a container: docker "
         "run --gpus all), or export with --target torch, which is the same on the CPU, or --target cpu"

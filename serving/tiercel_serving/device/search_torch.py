@@ -1,9 +1,9 @@
 """The best allowed items for a query by looking at every vector, on a device: exact, in blocks over items.
 
-A matrix product gives rough scores of a block; what is masked gets none; the best of the block are chosen by
-groups of items, whose best scores are fewer than items are. What is left of all blocks is scored anew in
-float64, so that an item's score depends on its vector and the query alone: not on block, batch or device.
-Nothing waits for the device in between.
+A matrix product gives rough scores of a block, and masked items get -inf. The best of a block are found by
+groups of items, because there are fewer groups' best scores than items. The best of all blocks are scored
+again in float64, so that an item's score depends only on its vector and the query, and not on block, batch or
+device. Nothing synchronises with the device in between.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor
 from .masks_torch import TensorMask
 from .order_torch import arranged, numbers, rows_of, scored, sort_keys
 
-#: What vectors may lie in on a device → torch's dtype.
+#: Precision of vectors on a device → torch's dtype.
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
 
-#: Items of a group, of which first only the best score is looked at.
+#: Items of a group; the best score of each group is compared first.
 GROUP = 32
 
-#: Rough scores that one block may have, over all users: 256 MB of them.
+#: The most rough scores of one block, over all users: 256 MB in float32.
 BLOCK_SCORES = 1 << 26
 
-#: Candidates taken beyond those needed, for two sums of one product may differ in their last bits. Of vectors
-#: that are rounded to half precision the rough scores are too.
+#: Extra candidates, because rough scores may differ from exact ones in the last bits (float32 vectors), or
+#: are rounded to half precision (other vectors).
 MARGIN, HALF_MARGIN = 16, 128
 
-#: Items whose vectors are compared with one another at a time.
+#: Items whose vectors are hashed at a time.
 _PIECE = 1 << 18
 
 _LOWEST = float("-inf")
@@ -51,14 +51,14 @@ class DeviceSearch:
     items
         I, the pad row.
     block_scores
-        Rough scores that one block may have.
+        The most rough scores of one block.
     """
 
     def __init__(
         self, vectors: Tensor, rows: Tensor | None, items: int, block_scores: int = BLOCK_SCORES
     ) -> None:
         self.vectors, self.items, self._block_scores = vectors, items, block_scores
-        # The position behind the last stands for the pad row, and for rows that are not searched.
+        # Position A, after the last, stands for the pad row, and for rows that are not searched.
         self._row_of: Tensor | None = None
         self._position_of: Tensor | None = None
         if rows is not None:
@@ -66,7 +66,7 @@ class DeviceSearch:
             self._position_of = rows.new_full((items + 1,), len(vectors))
             self._position_of[rows] = torch.arange(len(rows), device=rows.device)
         least = MARGIN if vectors.dtype == torch.float32 else HALF_MARGIN
-        # Items of one vector tie, and their rough scores may not: all of them are among those taken.
+        # Items with equal vectors tie, but their rough scores may differ, so the margin covers all of them.
         self._margin = max(least, most_alike(vectors))
 
     def nearest(self, query: Tensor, mask: TensorMask, count: int) -> tuple[Tensor, Tensor]:
@@ -83,8 +83,7 @@ class DeviceSearch:
 
         Returns
         -------
-        ``[B, count]`` float32 scores, -inf where there is no more item; ``[B, count]`` int64 rows, there the
-        pad row.
+        ``[B, count]`` float32 scores, ``[B, count]`` int64 rows; -inf and the pad row for missing items.
         """
         size, wanted = len(self.vectors), count + self._margin
         block = max(GROUP, self._block_scores // max(len(query), 1) // GROUP * GROUP)
@@ -92,7 +91,7 @@ class DeviceSearch:
         best = _best_rounded if half else _best_in_order
         rough = query
         if half:
-            # Of length 1, so that no product leaves the range of half precision; the order is the same.
+            # Normalised, so that no product leaves the range of half precision; this keeps the order.
             rough = torch.nn.functional.normalize(query, dim=1).type(self.vectors.dtype)
         masked: tuple[Tensor | None, Tensor] | None = None
         parts = []
@@ -100,7 +99,7 @@ class DeviceSearch:
             end = min(begin + block, size)
             scores = self._products(rough, begin, end)
             if masked is None:
-                # After the first product: the device is at work while it is told what else to do.
+                # After the first product, so that the device is busy while further work is enqueued.
                 users, rows = mask.cells()
                 masked = users, self.positions_of(rows)
             self._mask_out(scores, mask.allowed, masked, begin, end)
@@ -111,7 +110,7 @@ class DeviceSearch:
         return self.best_of(query, positions, count)
 
     def best_of(self, query: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return the best ``count`` of the given positions ``[B, M]``, as :meth:`nearest` does; A is none."""
+        """Return the best ``count`` of positions ``[B, M]`` as :meth:`nearest` does; position A is none."""
         size = len(self.vectors)
         scores = self.score_at(query, positions)
         rows = self.rows_at(torch.where(torch.isneginf(scores), size, positions))
@@ -142,9 +141,9 @@ class DeviceSearch:
     def _products(self, query: Tensor, begin: int, end: int) -> Tensor:
         """Return rough scores ``[B, width]`` of positions ``begin`` to ``end``.
 
-        The width is filled up to whole groups, with at least one column: what is masked outside of these
-        positions goes there. The scores are written and read once each: of many users they are more than the
-        vectors.
+        The width is padded to whole groups with at least one column, to which masked cells outside of these
+        positions are mapped. For many users the scores are larger than the vectors, so each is written and
+        read only once.
         """
         users, size = len(query), end - begin
         scores = query.new_empty((users, (size // GROUP + 1) * GROUP))
@@ -160,7 +159,7 @@ class DeviceSearch:
         begin: int,
         end: int,
     ) -> None:
-        """Take the score of what must not come."""
+        """Set the scores of masked items to -inf."""
         size = end - begin
         if allowed is not None:
             own = allowed[:, begin:end] if self._row_of is None else allowed[:, self._row_of[begin:end]]
@@ -181,18 +180,18 @@ def _best_in_order(scores: Tensor, wanted: int, begin: int, none: int) -> Tensor
     scores
         ``[B, width]``.
     wanted
-        How many; n is that, or the number of all.
+        The number of positions; n is that, or the number of columns if that is smaller.
     begin
         The position of the first column.
     none
-        What is returned for -inf.
+        The position that is returned for a score of -inf.
     """
     device = scores.device
     if scores.shape[1] <= wanted * GROUP:
         keys = sort_keys(_sortable(scores), numbers(scores.shape[1], device))
     else:
-        # The best n items lie in the n groups whose best come first: each group before another has an item
-        # that comes before all of that other's.
+        # The best n items are in the n groups with the best items: each group ahead of another contains an
+        # item ahead of all items of the other.
         groups = scores.view(len(scores), -1, GROUP)
         tops = sort_keys(_sortable(groups.amax(dim=2)), numbers(groups.shape[1], device))
         best = rows_of(_first(tops, wanted))
@@ -204,10 +203,10 @@ def _best_in_order(scores: Tensor, wanted: int, begin: int, none: int) -> Tensor
 
 
 def _best_rounded(scores: Tensor, wanted: int, begin: int, none: int) -> Tensor:
-    """Return the same of scores in half precision, without an order among equal ones.
+    """Return positions as :func:`_best_in_order` does, for scores in half precision, with ties in any order.
 
-    Rounding swaps more than ties do, and the margin is there for both. What is chosen by is two bytes an item
-    in place of eight, and a group's items lie apart, so that neighbouring threads read neighbouring scores.
+    The margin covers ties as well as rounding, which swaps more items. The selection reads two bytes per item
+    instead of eight. The items of a group are strided, so that neighbouring threads read neighbouring scores.
     """
     groups = scores.view(len(scores), GROUP, -1)
     width = groups.shape[2]
@@ -232,19 +231,19 @@ def _first(keys: Tensor, count: int) -> Tensor:
 
 
 def _sortable(scores: Tensor) -> Tensor:
-    """Return scores as float32; the NaN of a broken model is -inf."""
+    """Return scores as float32, with NaN, as from a broken model, replaced by -inf."""
     return scores.float().nan_to_num(nan=_LOWEST, posinf=float("inf"), neginf=_LOWEST)
 
 
 def most_alike(vectors: Tensor) -> int:
-    """Return how many items have the same vector, at most; found by a 64-bit hash of each."""
+    """Return the largest number of items with equal vectors, compared by a 64-bit hash."""
     if not len(vectors):
         return 0
     draw = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (vectors.shape[1],), generator=draw) * 2 + 1
     odd = odd.to(vectors.device)
     hashes = [
-        # -0.0 and 0.0 are one number, and NaN none.
+        # Adding 0.0 turns -0.0 into 0.0, so that both have one hash.
         ((piece.float() + 0.0).view(torch.int32).long() * odd).sum(dim=1)
         for piece in (vectors[begin : begin + _PIECE] for begin in range(0, len(vectors), _PIECE))
     ]

@@ -214,8 +214,8 @@ def load_package(file: Path, device: str) -> Any:
     share_cpp_library()
     index = torch.cuda.current_device() if device == "cuda" else -1
     try:
-        # The loader itself, because the callable that torch wraps around it costs 60 µs a call. It does not
-        # wait for threads, because the capture of a CUDA graph forbids that.
+        # The loader itself, because the callable that torch wraps around it costs 60 µs a call. On a GPU it
+        # does not wait for threads, which the capture of a CUDA graph forbids.
         return torch._C._aoti.AOTIModelPackageLoader(str(file), MODEL, device == "cuda", 1, index)
     except Exception as error:
         first = str(error).strip().splitlines()[:1]

@@ -139,7 +139,7 @@ def _refuse_unrun(staging: Path, wanted: list[tuple[str, str, Any]]) -> None:
 
 
 def _share(source: str, to: str) -> str:
-    """Link a file into the copy, or copy it; whoever rewrites it there must unlink it first."""
+    """Link a file into the copy, or copy it if that fails; unlink it before rewriting it there."""
     try:
         os.link(source, to)
     except OSError:  # another file system, or one without links

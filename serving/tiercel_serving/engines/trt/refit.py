@@ -19,7 +19,7 @@ from .specification import BuildSpecification
 
 
 def unfit(old: Path, flavour: Flavour, version: str, device: str, wanted: BuildSpecification) -> str | None:
-    """Return why a plan can't take the weights of another graph, or None.
+    """Return why a plan can't be refitted with the weights of another graph, or None.
 
     Parameters
     ----------
