@@ -92,7 +92,7 @@ def run_graph(plan: Plan, frames: list[Request], folder: Path, tally: Tally) -> 
             assert plan.removed
             tally.graphs["broken"] += 1
             return set()
-        if not all(answers_its_fit(both) for both in pairs):
+        if not all(answers_its_fit(both, refused) for both in pairs):
             tally.graphs["unanswered"] += 1
             return set()
         for request in frames:

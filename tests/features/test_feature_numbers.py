@@ -105,6 +105,16 @@ def test_narrow_integers_beside_float32_columns_are_refused():
     assert check(pair(fitted(["tiny", "f"] >> ops.NormalizeMinMax(), wider)), request, strict=True) == "equal"
 
 
+def test_a_range_near_the_end_of_float32_is_refused():
+    # Found by random graphs: NumPy divides in float64 by a number from 3.4e38 on, which float32 still holds.
+    frame = pd.DataFrame({"i": [1, 5, 2**40], "f": np.array([-3.4028235e38, 1.0, 1e30], np.float32)})
+    workflow = fitted(["i", "f"] >> ops.NormalizeMinMax(out_dtype="float64"), frame)
+    request = pd.DataFrame({"i": [3], "f": np.array([1.0], np.float32)})
+    assert workflow.transform(request)["f"][0] == pytest.approx(0.999999997061264, abs=1e-15)
+    with pytest.raises(UnsupportedOperator, match=r"'f'.*beyond float32's range"):
+        compile_workflow(workflow, "user")
+
+
 def test_min_max_of_an_unsigned_column_with_a_minimum_is_refused():
     frame = pd.DataFrame({"count": np.array([5, 200], np.uint8), "small": np.array([5, 7], np.int16)})
     for name in frame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,11 +128,11 @@ def _compute_dtype(source: Expression, state: tuple[float, ...], what: str, name
         )
     if source.physical != "float32":
         return "float64"
-    with np.errstate(over="ignore"):
-        if any(math.isinf(np.float32(v)) and not math.isinf(v) for v in state):
-            raise where.refuse(
-                name, f"the fitted {what} is beyond float32's range", "Store the column as float64"
-            )
+    # NumPy computes in float64 from 3.4e38 on, a little below float32's largest number.
+    if any(np.result_type(np.empty(1, np.float32), number) != np.float32 for number in state):
+        raise where.refuse(
+            name, f"the fitted {what} is beyond float32's range", "Store the column as float64"
+        )
     return "float32"
 
 
