@@ -6,7 +6,7 @@ Nothing waits for the device, so that what :mod:`.merged` does only where somebo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -161,10 +161,9 @@ class MergedTensorSources:
 
     def _score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
         """Return the scores ``[B, M]`` of any items on the common scale, which there is."""
-        scorers: Any = self._sources
+        scorers = cast("Sequence[TensorScorer]", self._sources)
         if self._scale is not None:
-            own: Tensor = scorers[self._scale].score(arrays, rows)
-            return own
+            return scorers[self._scale].score(arrays, rows)
         total = torch.zeros(rows.shape, dtype=torch.float32, device=self._device)
         for place, weight in self._terms:
             total = total + weight * scorers[place].score(arrays, rows)
