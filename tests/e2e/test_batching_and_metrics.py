@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from e2e.raw import raw_infer, raw_request
 from e2e.served import LAYOUTS, Served
+from waiting import wait_until
 
 #: The adapter sends its counts to Triton once a second.
 SETTLED_S = 1.6
@@ -32,14 +33,23 @@ def counts(served: Served, model: str) -> tuple[int, int]:
     return stats.inference_count, stats.execution_count
 
 
+def rested(served: Served, layout: str) -> dict[str, tuple[int, int]]:
+    """The counts of a layout's models once they rest: Triton counts a run after it has answered."""
+    seen: list[dict[str, tuple[int, int]]] = []
+    while len(seen) < 4 or any(one != seen[-1] for one in seen[-4:]):
+        time.sleep(0.1)
+        seen.append({model: counts(served, model) for model in models(served, layout)})
+    return seen[-1]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_requests_of_every_length_run_together(served: Served, layout: str) -> None:
     """Requests with variable-length or absent inputs must still be batched together."""
     items = served.run.items[served.dataset.item_id].tolist()
     users = served.run.users[served.dataset.user_id].tolist()
     dtype = object if isinstance(users[0], str) else np.int64
-    before = {model: counts(served, model) for model in models(served, layout)}
-    # Full batches go first; the others are sent without waiting and are batched in the queue behind them.
+    before = rested(served, layout)
+    # Full batches go first: the others are sent without waiting, and meet in the queue behind them.
     requests = [raw_request({"user_id": np.array([[user] for user in users[:64]], dtype=dtype)})] * 16
     for number in range(400):
         inputs = {"user_id": np.array([[users[number % len(users)]]], dtype=dtype)}
@@ -55,12 +65,10 @@ def test_requests_of_every_length_run_together(served: Served, layout: str) -> N
         answer = answers.get(timeout=60)
         assert not isinstance(answer, Exception), answer
         assert (answer.as_numpy("count") == served.release.settings.k_default).all()
+    wait_until(lambda: all(counts(served, one)[0] - before[one][0] >= 16 * 64 + 400 for one in before))
+    after = rested(served, layout)
     for model, (rows, runs) in before.items():
-        rows_now, runs_now = counts(served, model)
-        until = time.monotonic() + 10  # Triton counts an execution after it has answered
-        while rows_now - rows < 16 * 64 + 400 and time.monotonic() < until:
-            time.sleep(0.05)
-            rows_now, runs_now = counts(served, model)
+        rows_now, runs_now = after[model]
         assert rows_now - rows == 16 * 64 + 400
         assert runs_now - runs < 16 + 300, f"{model}: {runs_now - runs} runs for 416 requests"
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
@@ -68,13 +69,18 @@ def big_onnx() -> onnx.ModelProto:
     return model
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Limit files to 50 kB, which gives an error as on a full disk without filling one."""
+@contextmanager
+def small_files(most: int = 50_000) -> Iterator[None]:
+    """No file may have more bytes: the error of a full disk, without filling one.
+
+    Not as a fixture: pytest's own output may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def stage(destination: Path, write: Callable[[Path], object]) -> None:
@@ -84,9 +90,9 @@ def stage(destination: Path, write: Callable[[Path], object]) -> None:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_no_room_for_a_file(tmp_path: Path, small_files: None, writer: str) -> None:
+def test_no_room_for_a_file(tmp_path: Path, writer: str) -> None:
     destination = tmp_path / "release"
-    with pytest.raises(MachineFault) as raised:
+    with small_files(), pytest.raises(MachineFault) as raised:
         stage(destination, WRITERS[writer])
     assert list(tmp_path.iterdir()) == []
     message = str(raised.value)
@@ -110,19 +116,19 @@ def test_a_full_disk(tmp_path: Path, writer: str) -> None:
     assert "are free there; make room" in str(raised.value)
 
 
-def test_a_whole_export(tmp_path: Path, parts: Parts, small_files: None) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def test_a_whole_export(tmp_path: Path, parts: Parts) -> None:
     alone = msgspec.structs.replace(SETTINGS, sources=(Popular("popular"),), reorder=(), history_columns=())
-    with pytest.raises(MachineFault, match=f"{tmp_path}: .* while writing the release out"):
+    match = f"{tmp_path}: .* while writing the release out"
+    with small_files(1_000), pytest.raises(MachineFault, match=match):
         small_release(tmp_path / "out", parts, retrieval={}, ranker=None, settings=alone)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room_for_the_fit(tmp_path: Path, small_files: None) -> None:
-    """Exceptions of the fit count as mistakes of the recipe, except for these."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def test_no_room_for_the_fit(tmp_path: Path) -> None:
+    """The fit's exceptions are a recipe's mistakes, but for these."""
     data = load_dataset(Synthetic(users=40, items=60, interactions=600))
-    with pytest.raises(MachineFault, match=f"{tmp_path}: File too large while writing the release r"):
+    match = f"{tmp_path}: File too large while writing the release r"
+    with small_files(1_000), pytest.raises(MachineFault, match=match):
         stage(
             tmp_path / "r",
             lambda path: fit_checked(
@@ -169,14 +175,14 @@ def test_where_a_result_cannot_be_saved(tmp_path: Path, name: str) -> None:
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_no_room_for_a_result(tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(MachineFault, match=r"while writing result\.json"):
+def test_no_room_for_a_result(tmp_path: Path) -> None:
+    with small_files(), pytest.raises(MachineFault, match=r"while writing result\.json"):
         write_whole(tmp_path / "result.json", "x" * 100_000)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room_for_a_transformed_file(tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(MachineFault, match=f"{tmp_path}: .* while writing out.parquet"):
+def test_no_room_for_a_transformed_file(tmp_path: Path) -> None:
+    with small_files(), pytest.raises(MachineFault, match=f"{tmp_path}: .* while writing out.parquet"):
         with whole_file(tmp_path / "out.parquet") as partial:
             FRAME.to_parquet(partial)
     assert list(tmp_path.iterdir()) == []

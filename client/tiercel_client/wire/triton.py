@@ -216,13 +216,13 @@ def check_url(url: Any) -> str:
 
 
 @contextmanager
-def _errors(url: str, model: str | None = None, request_id: str | None = None) -> Iterator[None]:
+def _errors(url: str, model: str | None = None) -> Iterator[None]:
     try:
         yield
     except ClientError:
         raise
     except Exception as error:
-        raise client_error(error, url, model, request_id) from error
+        raise client_error(error, url, model) from error
 
 
 #: Number of a data type in a model's configuration → the client's name for it.

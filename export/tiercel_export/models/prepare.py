@@ -217,7 +217,7 @@ def prepare_models(
                 (forms[source].dimension,),
                 f"{what}.query",
             )
-    towers = _towers(retrieval, forms, tensors, rows) if tensors.settings.added_items else {}
+    towers = _towers(retrieval, forms, rows) if tensors.settings.added_items else {}
     if ranker is None:
         return Models(forms, queries, None, towers=towers)
     known = {tensor.name: tensor for tensor in tensors.ranker}
@@ -228,7 +228,6 @@ def prepare_models(
 def _towers(
     retrieval: Mapping[str, ServedForm],
     forms: Mapping[str, FormArrays],
-    tensors: Tensors,
     rows: Mapping[str, TensorSpec],
 ) -> dict[str, DenseModel]:
     """Return the item tower of each source whose form computes item vectors with a torch module."""

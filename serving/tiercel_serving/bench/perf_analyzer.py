@@ -248,6 +248,6 @@ def _start(
         raise BenchError(f"{command[0]}: can't be started ({error})") from error
 
 
-def _tail(text: str, lines: int = 8) -> str:
+def _tail(text: str) -> str:
     """Return the last lines of an output."""
-    return "\n".join(text.strip().splitlines()[-lines:])
+    return "\n".join(text.strip().splitlines()[-8:])

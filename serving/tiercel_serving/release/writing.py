@@ -123,9 +123,7 @@ def staging_directory(
         _remove(staging)
 
 
-def check_destination(
-    destination: Path, replace: bool, what: str = "release", mark: str = MANIFEST_NAME
-) -> None:
+def check_destination(destination: Path, replace: bool, what: str, mark: str) -> None:
     """Raise DestinationTaken as :func:`staging_directory` would."""
     if not destination.exists():
         return

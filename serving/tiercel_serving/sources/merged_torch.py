@@ -7,7 +7,7 @@ taken here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -161,11 +161,10 @@ class MergedTensorSources:
         return self._score(arrays, rows), rows
 
     def _score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
-        """Return the scores ``[B, M]`` of any items on the common scale, which must exist."""
-        scorers: Any = self._sources
+        """Return the scores ``[B, M]`` of any items on the common scale, which there is."""
+        scorers = cast("Sequence[TensorScorer]", self._sources)
         if self._scale is not None:
-            own: Tensor = scorers[self._scale].score(arrays, rows)
-            return own
+            return scorers[self._scale].score(arrays, rows)
         total = torch.zeros(rows.shape, dtype=torch.float32, device=self._device)
         for place, weight in self._terms:
             total = total + weight * scorers[place].score(arrays, rows)

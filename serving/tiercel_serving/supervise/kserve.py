@@ -68,7 +68,7 @@ def read_request(model: str, version: str, body: bytes, json_size: int | None) -
     document = _parse(body[:size])
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
     request.id = _text(document, "id", "the request", "")
-    parameters = _object(document, "parameters", "the request")
+    parameters = _parameters(document, "the request")
     binary_output = parameters.pop("binary_data_output", False)
     _put(request.parameters, parameters)
     rest = memoryview(body)[size:]
@@ -79,7 +79,7 @@ def read_request(model: str, version: str, body: bytes, json_size: int | None) -
     binary = {}
     for entry in _objects(document, "outputs", required=False):
         name = _text(entry, "name", "an output")
-        wanted = _object(entry, "parameters", f"output {name}")
+        wanted = _parameters(entry, f"output {name}")
         binary[name] = wanted.pop("binary_data", binary_output) is True
         _put(request.outputs.add(name=name).parameters, wanted)
     return request, lambda name: binary.get(name, binary_output is True)
@@ -138,10 +138,10 @@ def _text(entry: Mapping[str, Any], key: str, where: str, default: str | None = 
     return value
 
 
-def _object(entry: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-    value = entry.get(key, {})
+def _parameters(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    value = entry.get("parameters", {})
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{where}: expected an object as {key!r}")
+        raise InvalidRequest(f"{where}: expected an object as 'parameters'")
     return dict(value)
 
 
@@ -175,7 +175,7 @@ def _add_input(request: Any, entry: Mapping[str, Any], rest: memoryview) -> int:
         raise InvalidRequest(f"input {name}: expected one of {', '.join(DTYPES)} as 'datatype'")
     if not isinstance(shape, list) or not all(type(dim) is int and 0 <= dim <= _LARGEST for dim in shape):
         raise InvalidRequest(f"input {name}: expected a list of sizes as 'shape', such as [1, 1]")
-    parameters = _object(entry, "parameters", f"input {name}")
+    parameters = _parameters(entry, f"input {name}")
     size = parameters.pop("binary_data_size", None)
     if size is None:
         raw, used = _raw(name, dtype, entry.get("data"), prod(shape)), 0

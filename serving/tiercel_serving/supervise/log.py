@@ -17,8 +17,8 @@ _LIVE = re.compile(r"Found (\d+) live models and 0 in-flight non-inference reque
 _UNLOADED = "successfully unloaded '"
 
 
-def failure_reasons(text: str, limit: int = 4) -> list[str]:
-    """Return up to ``limit`` of Triton's messages on why a start failed, of failed model loads if any."""
+def failure_reasons(text: str) -> list[str]:
+    """Return at most four reasons why a start failed, in Triton's own words, the most telling first."""
     loads: list[str] = []
     others: list[str] = []
     for line in text.splitlines():
@@ -26,7 +26,7 @@ def failure_reasons(text: str, limit: int = 4) -> list[str]:
             loads.append(f"model {load['model']}: {_plain(load['reason'])}")
         elif (error := _ERROR.match(line)) and not any(word in line for word in _HARMLESS):
             others.append(_plain(error["message"] or error["plain"] or ""))
-    return list(dict.fromkeys(loads or others))[:limit]
+    return list(dict.fromkeys(loads or others))[:4]
 
 
 def port_in_use(text: str) -> int | None:
