@@ -34,7 +34,7 @@ def counts(served: Served, model: str) -> tuple[int, int]:
 
 
 def rested(served: Served, layout: str) -> dict[str, tuple[int, int]]:
-    """The counts of a layout's models once they rest: Triton counts a run after it has answered."""
+    """Return stable counts of a layout's models: Triton counts an execution after it has answered."""
     seen: list[dict[str, tuple[int, int]]] = []
     while len(seen) < 4 or any(one != seen[-1] for one in seen[-4:]):
         time.sleep(0.1)
@@ -49,7 +49,7 @@ def test_requests_of_every_length_run_together(served: Served, layout: str) -> N
     users = served.run.users[served.dataset.user_id].tolist()
     dtype = object if isinstance(users[0], str) else np.int64
     before = rested(served, layout)
-    # Full batches go first: the others are sent without waiting, and meet in the queue behind them.
+    # Full batches go first; the others are sent without waiting and are batched in the queue behind them.
     requests = [raw_request({"user_id": np.array([[user] for user in users[:64]], dtype=dtype)})] * 16
     for number in range(400):
         inputs = {"user_id": np.array([[users[number % len(users)]]], dtype=dtype)}

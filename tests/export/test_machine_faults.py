@@ -71,9 +71,9 @@ def big_onnx() -> onnx.ModelProto:
 
 @contextmanager
 def small_files(most: int = 50_000) -> Iterator[None]:
-    """No file may have more bytes: the error of a full disk, without filling one.
+    """Limit the size of files, which gives an error as on a full disk without filling one.
 
-    Not as a fixture: pytest's own output may go to a file.
+    This is no fixture, because pytest's own output may go to a file.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
@@ -125,7 +125,7 @@ def test_a_whole_export(tmp_path: Path, parts: Parts) -> None:
 
 
 def test_no_room_for_the_fit(tmp_path: Path) -> None:
-    """The fit's exceptions are a recipe's mistakes, but for these."""
+    """Exceptions of the fit count as mistakes of the recipe, except for these."""
     data = load_dataset(Synthetic(users=40, items=60, interactions=600))
     match = f"{tmp_path}: File too large while writing the release r"
     with small_files(1_000), pytest.raises(MachineFault, match=match):

@@ -161,7 +161,7 @@ class MergedTensorSources:
         return self._score(arrays, rows), rows
 
     def _score(self, arrays: Mapping[str, Any], rows: Tensor) -> Tensor:
-        """Return the scores ``[B, M]`` of any items on the common scale, which there is."""
+        """Return the scores ``[B, M]`` of any items on the common scale, which must exist."""
         scorers = cast("Sequence[TensorScorer]", self._sources)
         if self._scale is not None:
             return scorers[self._scale].score(arrays, rows)

@@ -18,7 +18,7 @@ _UNLOADED = "successfully unloaded '"
 
 
 def failure_reasons(text: str) -> list[str]:
-    """Return at most four reasons why a start failed, in Triton's own words, the most telling first."""
+    """Return at most four of Triton's messages on why a start failed, of failed model loads if any."""
     loads: list[str] = []
     others: list[str] = []
     for line in text.splitlines():
