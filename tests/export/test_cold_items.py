@@ -47,7 +47,7 @@ FAMILIES: dict[str, Any] = {
         item_id_dropout=0.3,
         task=SampledSoftmax(batch_size=128),
     ),
-    "softmax_dnn": SoftmaxDNN(embedding_dimension=16, layers=(16,), max_epochs=30, item_id_dropout=0.3),
+    "softmax_dnn": SoftmaxDNN(embedding_dimension=16, layers=(16,), max_epochs=30, item_id_dropout=0.5),
     "vbpr": VBPR(dimension=16, vector_dimension=8, length=MAKERS, max_epochs=60, learning_rate=0.05),
 }
 

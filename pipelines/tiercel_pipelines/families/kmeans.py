@@ -39,6 +39,9 @@ _WEIGHTS, _LISTS = "items.safetensors", "lists.safetensors"
 #: Points that are assigned to clusters at once.
 _BLOCK = 65_536
 
+#: Random starts of k-means, of which the best result counts: one alone may merge clusters that lie apart.
+_STARTS = 5
+
 
 class KMeans(Settings, frozen=True, tag="kmeans"):
     """Clusters of users or of items, with a list each.
@@ -128,6 +131,7 @@ class KMeans(Settings, frozen=True, tag="kmeans"):
             points.shape[1],
             count,
             niter=self.iterations,
+            nredo=_STARTS,
             seed=seed % 2**31,
             spherical=True,
             min_points_per_centroid=1,
