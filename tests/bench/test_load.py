@@ -98,8 +98,10 @@ def test_latencies_begin_when_a_request_is_due(slow_url, monkeypatch):
 def test_failures_are_counted_and_a_server_that_refuses_all_is_named(slow_url, monkeypatch):
     monkeypatch.setattr("tiercel_serving.bench.generator.WARM_UP", 1)
     good, bad = encode("yes", {}), encode("no", {})
-    mixed = send(Job(slow_url, (good, bad), 0.2))
-    assert mixed.failures.get("INVALID_ARGUMENT", 0) >= 1
+    mixed = send(Job(slow_url, (good, bad, good, good), 0.2))
+    assert mixed.failures["INVALID_ARGUMENT"] >= 1
+    # Those after a failed one have their turn too.
+    assert abs(len(mixed.latencies_us) - 3 * mixed.failures["INVALID_ARGUMENT"]) <= 3
     with pytest.raises(BenchError, match="a request failed: not this one"):
         send(Job(slow_url, (bad,), 0.2))
 

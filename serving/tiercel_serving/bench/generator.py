@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import grpc
@@ -133,17 +134,19 @@ class _Book:
         self.failures: collections.Counter[str] = collections.Counter()
         self.last = 0.0
         self.done = 0
+        self._lock = threading.Lock()
 
     def close(self, since: float, call: Any) -> None:
         """Record a finished call that was due, or sent, at ``since``."""
         now = time.perf_counter()
         code = call.code()
-        if code is grpc.StatusCode.OK:
-            self.latencies_s.append(now - since)
-        else:
-            self.failures[code.name] += 1
-        self.last = now
-        self.done += 1  # last, because the thread that polls it then reads the rest
+        with self._lock:
+            if code is grpc.StatusCode.OK:
+                self.latencies_s.append(now - since)
+            else:
+                self.failures[code.name] += 1
+            self.last = max(self.last, now)
+            self.done += 1  # last, because the thread that polls it then reads the rest
 
 
 def _open(call: Any, job: Job, rate: float) -> Answers:
@@ -176,21 +179,17 @@ def _closed(call: Any, job: Job) -> Answers:
     end = start + job.seconds
 
     def caller(requests: Sequence[bytes]) -> None:
-        number = 0
-        while (since := time.perf_counter()) < end:
-            _, done = call.with_call(requests[number % len(requests)], timeout=TIMEOUT_S)
-            book.close(since, done)
-            number += 1
-
-    def patient(requests: Sequence[bytes]) -> None:
-        while time.perf_counter() < end:
+        for request in cycle(requests):
+            if (since := time.perf_counter()) >= end:
+                return
             try:
-                caller(requests)
-            except grpc.RpcError as error:  # noqa: PERF203 - the next request may be answered
-                book.failures[error.code().name] += 1
+                _, done = call.with_call(request, timeout=TIMEOUT_S)
+            except grpc.RpcError as error:
+                done = error  # which is the call, too
+            book.close(since, done)
 
     threads = [
-        threading.Thread(target=patient, args=(job.requests[n :: job.concurrency] or job.requests,))
+        threading.Thread(target=caller, args=(job.requests[n :: job.concurrency] or job.requests,))
         for n in range(job.concurrency)
     ]
     for thread in threads:
