@@ -126,7 +126,7 @@ def test_tritons_tag_is_in_one_place_and_in_the_table() -> None:
 
 
 def test_nobody_is_told_that_the_images_have_run() -> None:
-    assert "Not built or run by this project" in DOCKERFILE
+    assert "have no container engine, so they do not build or run the images" in DOCKERFILE
     readme = (DOCKER / "README.md").read_text(encoding="utf-8")
     assert "has not been built or run" in readme
 

@@ -40,7 +40,7 @@ typedef struct {
 
 typedef float Lanes __attribute__((vector_size(32)));
 typedef float Wide __attribute__((vector_size(64)));
-enum { LANES = 8 };
+enum { LANES = 8, WIDE = 16 };
 
 /* ------------------------------------------------------------------------------------------------ element by element */
 
@@ -197,8 +197,8 @@ ALWAYS_INLINE void multiply_tile(const Loop* loop, int64_t rows, int64_t vectors
     }
 }
 
-/* `rows` rows, a constant where it is called, by sixteen columns: twice as many products in a step. */
-ALWAYS_INLINE void multiply_wide(const Loop* loop, int64_t rows, float* out, const float* one, const float* two)
+/* As multiply_tile, by one vector of sixteen columns. */
+ALWAYS_INLINE void multiply_wide_tile(const Loop* loop, int64_t rows, float* out, const float* one, const float* two)
 {
   const int64_t depth = loop->sizes[3], by = loop->out.steps[1], of = loop->one.steps[1];
   const int64_t along = loop->one.steps[3], next = loop->two.steps[3];
@@ -211,25 +211,39 @@ ALWAYS_INLINE void multiply_wide(const Loop* loop, int64_t rows, float* out, con
   for (int64_t row = 0; row < rows; ++row) memcpy(out + row * by, &sums[row], sizeof part);
 }
 
+/* The columns of a product that come in sixteens: twice as many products in a step. Return how many they are. */
+FOR_SIXTEEN_LANES static int64_t multiply_wide(const Loop* loop, float* out, const float* one, const float* two)
+{
+  const int64_t rows = loop->sizes[1], by = loop->out.steps[1], of = loop->one.steps[1];
+  int64_t column = 0;
+  for (; column + WIDE <= loop->sizes[2]; column += WIDE) {
+    int64_t row = 0;
+    for (; row + 12 <= rows; row += 12) multiply_wide_tile(loop, 12, out + row * by + column, one + row * of, two + column);
+    for (; row + 4 <= rows; row += 4) multiply_wide_tile(loop, 4, out + row * by + column, one + row * of, two + column);
+    for (; row < rows; ++row) multiply_wide_tile(loop, 1, out + row * by + column, one + row * of, two + column);
+  }
+  return column;
+}
+
 /* Products of matrices: sizes are products, rows, columns, depth. The columns of the second factor lie side by side,
  * with room up to a multiple of LANES. */
 ALWAYS_INLINE void run_product(const Loop* loop, char* const* arrays)
 {
   const int64_t rows = loop->sizes[1], columns = loop->sizes[2];
-  for (int64_t product = 0; product < loop->sizes[0]; ++product)
-    for (int64_t column = 0; column < columns;) {
+  for (int64_t product = 0; product < loop->sizes[0]; ++product) {
+    int64_t column = 0;
+    if (SIXTEEN_LANES)
+      column = multiply_wide(loop, FLOATS(loop->out) + place(&loop->out, product, 0, 0),
+                             FLOATS(loop->one) + place(&loop->one, product, 0, 0),
+                             FLOATS(loop->two) + place(&loop->two, product, 0, 0));
+    while (column < columns) {
       float* const out = FLOATS(loop->out) + place(&loop->out, product, 0, column);
       const float* const one = FLOATS(loop->one) + place(&loop->one, product, 0, 0);
       const float* const two = FLOATS(loop->two) + place(&loop->two, product, 0, column);
       const int64_t by = loop->out.steps[1], of = loop->one.steps[1], left = columns - column;
       const int64_t last = left < LANES ? left : LANES;
       int64_t row = 0;
-      if (left >= 2 * LANES && SIXTEEN_LANES) {
-        for (; row + 12 <= rows; row += 12) multiply_wide(loop, 12, out + row * by, one + row * of, two);
-        for (; row + 4 <= rows; row += 4) multiply_wide(loop, 4, out + row * by, one + row * of, two);
-        for (; row < rows; ++row) multiply_wide(loop, 1, out + row * by, one + row * of, two);
-        column += 2 * LANES;
-      } else if (left >= 2 * LANES) {
+      if (left >= 2 * LANES) {
         for (; row + 6 <= rows; row += 6) multiply_tile(loop, 6, 2, LANES, out + row * by, one + row * of, two);
         for (; row < rows; ++row) multiply_tile(loop, 1, 2, LANES, out + row * by, one + row * of, two);
         column += 2 * LANES;
@@ -239,6 +253,7 @@ ALWAYS_INLINE void run_product(const Loop* loop, char* const* arrays)
         column += last;
       }
     }
+  }
 }
 
 /* For so few numbers, a call of memcpy takes longer than a loop. */

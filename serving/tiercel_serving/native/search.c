@@ -17,8 +17,6 @@
 typedef float Lanes __attribute__((vector_size(16)));
 enum { LANES = 4, BLOCK = 4 * LANES, ROWS = 4 /* vectors at a time: each sum waits for its last product */ };
 enum { GROUP = 16 /* vectors of a block */, SCORES = 1 << 20 /* that are held at once, 4 MB */ };
-typedef float Group __attribute__((vector_size(64)));
-typedef int32_t Flags __attribute__((vector_size(64)));
 
 /* In order.c. */
 int64_t best_by_score(int64_t users, int64_t width, int64_t count, int64_t step, int64_t cells, int64_t pad,
@@ -112,21 +110,35 @@ EXPORT int64_t put_in_blocks(int64_t many, int64_t size, const float* vectors, f
   return 0;
 }
 
-/* The inner products of the GROUP vectors of a block with a query, both in order: `padded` numbers each. */
-ALWAYS_INLINE void score_block(const float* block, const float* query, int64_t padded, float* scores)
-{
-  Group sums[LANES] = {{0}}, own;
-  for (int64_t at = 0; at < padded; at += LANES)
-    for (int64_t lane = 0; lane < LANES; ++lane) {
-      memcpy(&own, block + (at + lane) * GROUP, sizeof own);
-      sums[lane] += own * query[at + lane];
-    }
-  const Group sum = (sums[0] + sums[1]) + (sums[2] + sums[3]), nothing = (Group){0} - INFINITY;
-  /* The NaN of a broken model sorts as nothing. */
-  const Flags real = sum == sum;
-  own = (Group)(((Flags)sum & real) | ((Flags)nothing & ~real));
-  memcpy(scores, &own, sizeof own);
-}
+/* Define a function that scores the GROUP vectors of a block: their inner products with a query, both in order, of
+ * `padded` numbers each. It holds sums in vectors of a width that the processor has: wider ones are slow. */
+#define SCORE_BLOCK(name, Vector, Flags)                                                          \
+  ALWAYS_INLINE void name(const float* block, const float* query, int64_t padded, float* scores) \
+  {                                                                                               \
+    enum { WIDTH = sizeof(Vector) / sizeof(float) };                                              \
+    const Vector nothing = (Vector){0} - INFINITY;                                                \
+    for (int64_t part = 0; part < GROUP; part += WIDTH) {                                         \
+      Vector sums[LANES] = {{0}}, own;                                                            \
+      for (int64_t at = 0; at < padded; at += LANES)                                              \
+        for (int64_t lane = 0; lane < LANES; ++lane) {                                            \
+          memcpy(&own, block + (at + lane) * GROUP + part, sizeof own);                           \
+          sums[lane] += own * query[at + lane];                                                   \
+        }                                                                                         \
+      const Vector sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);                               \
+      const Flags real = sum == sum; /* the NaN of a broken model sorts as nothing */             \
+      own = (Vector)(((Flags)sum & real) | ((Flags)nothing & ~real));                             \
+      memcpy(scores + part, &own, sizeof own);                                                    \
+    }                                                                                             \
+  }
+
+typedef int32_t FourFlags __attribute__((vector_size(16)));
+typedef float Eight __attribute__((vector_size(32)));
+typedef int32_t EightFlags __attribute__((vector_size(32)));
+typedef float Sixteen __attribute__((vector_size(64)));
+typedef int32_t SixteenFlags __attribute__((vector_size(64)));
+SCORE_BLOCK(score_by_four, Lanes, FourFlags)
+SCORE_BLOCK(score_by_eight, Eight, EightFlags)
+SCORE_BLOCK(score_by_sixteen, Sixteen, SixteenFlags)
 
 /* The scores of all vectors for all users, [users, many]: a block stays in the cache for all users. */
 FOR_EACH_PROCESSOR static void score_blocks(int64_t users, int64_t many, int64_t padded, const float* blocks,
@@ -137,7 +149,14 @@ FOR_EACH_PROCESSOR static void score_blocks(int64_t users, int64_t many, int64_t
     for (int64_t user = 0; user < users; ++user) {
       float* const own = scores + user * many + at;
       const bool whole = at + GROUP <= many;
-      score_block(blocks + at * padded, queries + user * padded, padded, whole ? own : last);
+      const float *const block = blocks + at * padded, *const query = queries + user * padded;
+      float* const found = whole ? own : last;
+      if (SIXTEEN_LANES)
+        score_by_sixteen(block, query, padded, found);
+      else if (EIGHT_LANES)
+        score_by_eight(block, query, padded, found);
+      else
+        score_by_four(block, query, padded, found);
       if (!whole) memcpy(own, last, (size_t)(many - at) * sizeof *own);
     }
 }
