@@ -119,16 +119,13 @@ class Batches:
         self._item_weights = settings.debiasing.weights(pairs, n_items)
 
     def epoch(self, rng: np.random.Generator) -> Iterator[SampledBatch]:
-        """Return all groups in random order, in batches of about ``batch_size`` interactions.
-
-        Subsampling leaves fewer in a batch.
-        """
+        """Return all groups in random order, in batches of about ``batch_size`` interactions."""
         settings = self._shared
         groups = draw_groups(self._pairs, settings.positives, settings.context_dropout, rng)
-        left_out = settings.debiasing.left_out(self._pairs, self._n_items, rng)
+        left_out, left = settings.debiasing.left_out(self._pairs, self._n_items, rng), len(self._pairs)
         if left_out is not None:
-            groups = groups.without(left_out)
-        size = max(1, round(settings.batch_size * len(groups) / len(self._pairs)))
+            groups, left = groups.without(left_out), left - len(left_out)
+        size = max(1, round(settings.batch_size * len(groups) / max(left, 1)))
 
         def batch(some: Array) -> SampledBatch:
             return self.batch(groups, some, self._draws.draw(rng) if settings.negatives.drawn else _NONE)
