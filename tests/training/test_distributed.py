@@ -11,9 +11,10 @@ import pytest
 import torch
 from test_sampling import ITEMS, random_pairs
 
+from tiercel_pipelines.arrays.lists import RankingLists
 from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.families.ranks import ALONE, Ranks, process_group
-from tiercel_pipelines.recipe import SampledSoftmax
+from tiercel_pipelines.recipe import MultiTask, SampledSoftmax, Target
 from tiercel_pipelines.training import TrainedRun
 
 SCRIPT = """
@@ -100,6 +101,38 @@ def test_shares_add_up_to_the_batch() -> None:
     assert ALONE.share(batch, len(batch.users)) == (slice(None), batch, 1.0)
     indivisible = object()
     assert Ranks(1, 3).share(indivisible, 4) == (slice(None), indivisible, 1.0)
+
+
+def test_shares_of_several_targets_add_up_to_the_batch() -> None:
+    """Each target averages over something else: its positives, its lists with any, all candidates."""
+    rng, lists, width = np.random.default_rng(0), 13, 9
+    rows = np.where(np.arange(width) < rng.integers(5, width + 1, lists)[:, None], np.arange(width), ITEMS)
+    weights = ((rng.random((lists, width)) < 0.4) & (rows != ITEMS)).astype(np.float32)
+    weights[:, 0] = 1
+    stars = np.where(rng.random((lists, width)) < 0.3, np.nan, rng.integers(1, 6, (lists, width)))
+    targets = np.repeat(np.where(weights > 0, stars, 0)[:, :, None], 4, axis=2).astype(np.float32)
+    targets[:, :, 0] = weights
+    users, none = np.arange(lists), np.zeros((lists, width), np.int32)
+    batch = RankingLists(users, users, rows[:, :3], rows, weights, none, weights, targets)
+    task = MultiTask(
+        (
+            Target("picked"),
+            Target("liked", column="stars", at_least=5),
+            Target("good", column="stars", at_least=4, loss="logistic"),
+            Target("stars", column="stars", loss="squared", weight=0.5),
+        ),
+        negatives=5,
+    )
+    objective = task.start(batch, width, ITEMS)
+    [drawn] = objective.epoch(np.random.default_rng(1))
+    scores = torch.from_numpy(rng.normal(size=(*drawn.rows.shape, 4)))
+    whole = float(objective.loss(scores, drawn))
+    for count in (2, 3, 20):
+        parts = []
+        for rank in range(count):
+            some, mine, weight = Ranks(rank, count).share(drawn, lists)
+            parts.append(float(objective.loss(scores[some], mine)) * weight)
+        assert np.mean(parts) == pytest.approx(whole, rel=1e-6)
 
 
 def test_a_process_that_torchrun_did_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
