@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from test_sampling import ITEMS, random_pairs
 from tiercel_pipelines.arrays.lists import RankingLists
 from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.families.ranks import ALONE, Ranks, process_group
-from tiercel_pipelines.recipe import MultiTask, SampledSoftmax, Target
+from tiercel_pipelines.recipe import BPR, BinaryCrossEntropy, Debiasing, MultiTask, SampledSoftmax, Target
 from tiercel_pipelines.training import TrainedRun
 
 SCRIPT = """
@@ -86,18 +87,30 @@ def test_processes_that_see_other_data_all_stop(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_shares_add_up_to_the_batch() -> None:
-    pairs = random_pairs(3)
-    objective = SampledSoftmax(positives=2).start(pairs, ITEMS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        SampledSoftmax(positives=2),
+        BPR(positives=2, negatives_per_positive=3),
+        BinaryCrossEntropy(positives=2, debiasing=Debiasing(weight_exponent=0.5)),
+    ],
+)
+def test_shares_add_up_to_the_batch(task: SampledSoftmax | BPR | BinaryCrossEntropy) -> None:
+    objective: Any = task.start(random_pairs(3), ITEMS)
     [batch] = objective.epoch(np.random.default_rng(0))
     torch.manual_seed(0)
     query, vectors = torch.randn(len(batch.users), 5), torch.randn(len(batch.items), 5)
-    whole = float(objective.loss(query, vectors, batch))
-    parts = []
-    for rank in range(3):
-        rows, mine, weight = Ranks(rank, 3).share(batch, len(batch.users))
-        parts.append(float(objective.loss(query[rows], vectors, mine)) * weight)
-    assert np.mean(parts) == pytest.approx(whole, rel=1e-6)
+
+    def loss(query: torch.Tensor, batch: Any) -> float:
+        torch.manual_seed(1)  # all processes begin with the same random state
+        return float(objective.loss(query, vectors, batch))
+
+    for count in (2, 3, len(batch.users) + 1):
+        parts = []
+        for rank in range(count):
+            rows, mine, weight = Ranks(rank, count).share(batch, len(batch.users))
+            parts.append(loss(query[rows], mine) * weight)
+        assert np.mean(parts) == pytest.approx(loss(query, batch), rel=1e-6)
     assert ALONE.share(batch, len(batch.users)) == (slice(None), batch, 1.0)
     indivisible = object()
     assert Ranks(1, 3).share(indivisible, 4) == (slice(None), indivisible, 1.0)

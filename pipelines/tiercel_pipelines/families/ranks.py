@@ -3,9 +3,8 @@
 Each process holds the whole model and draws the same batches. It computes its share of a batch's rows, and
 the gradients are averaged (Li et al. 2020, "PyTorch distributed: experiences on accelerating data parallel
 training"). Every process has all items of a batch, so a query has the same negatives as with one process.
-With the sampled softmax and the tasks of rankers, the loss differs only by dropout and the order of sums.
-torch's own ``DistributedDataParallel`` averages after one ``forward``; here user and item modules run
-separately.
+The loss differs only by dropout and the order of sums. torch's own ``DistributedDataParallel`` averages after
+one ``forward``; here user and item modules run separately.
 """
 
 from __future__ import annotations
