@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from drawing import examples
+from tiercel_client import ServerUnavailable
 from tiercel_pipelines.commands.evaluate import figures_table, human
 from tiercel_pipelines.data import Dataset, split_dataset
 from tiercel_pipelines.errors import EvaluationError
@@ -18,6 +19,7 @@ from tiercel_pipelines.offline.evaluate import check_protocol, check_same, evalu
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
 from tiercel_pipelines.offline.published import PUBLISHED
 from tiercel_pipelines.offline.scored import draw_negatives, one_plus_n
+from tiercel_pipelines.offline.served_ensemble import ServedEnsemble
 from tiercel_pipelines.recipe import Compare, ServingSettings, SplitSettings
 
 ITEMS = [f"i{row}" for row in range(6)]
@@ -150,6 +152,29 @@ def test_another_catalogue_behind_the_same_ids_is_refused(data):
 def test_an_answer_that_repeats_an_item_is_refused(data):
     with pytest.raises(EvaluationError, match=r"toy, ranking: .* names an item twice"):
         evaluate_served(served(ranked={"anna": [3, 3], "bo": [5]}), data, k=2)
+
+
+def test_a_server_that_fails_is_told_alike_by_both_requests(monkeypatch):
+    class Failing:
+        def __init__(self, url):
+            pass
+
+        def server_info(self):
+            return SimpleNamespace(user_id_dtype="bytes")
+
+        def recommend_many(self, *args, **how):
+            raise ServerUnavailable("no server answered")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("tiercel_client.Recommender", Failing)
+    # No server listens on port 1.
+    with ServedEnsemble("127.0.0.1:1") as served:
+        with pytest.raises(EvaluationError, match=r"^recommend_explain failed for 2 users: .*UNAVAILABLE"):
+            served.retrieve(["anna", "bo"])
+        with pytest.raises(EvaluationError, match=r"^recommend failed for 2 users: no server answered$"):
+            served.recommend(["anna", "bo"], 5)
 
 
 def test_more_places_than_the_server_answers_are_refused(data):

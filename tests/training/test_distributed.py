@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from test_sampling import ITEMS, random_pairs
 
+from tiercel_pipelines.arrays.lists import RankingLists
 from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.families.ranks import ALONE, Ranks, process_group
-from tiercel_pipelines.recipe import SampledSoftmax
+from tiercel_pipelines.recipe import BPR, BinaryCrossEntropy, Debiasing, MultiTask, SampledSoftmax, Target
 from tiercel_pipelines.training import TrainedRun
 
 SCRIPT = """
@@ -85,21 +87,65 @@ def test_processes_that_see_other_data_all_stop(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_shares_add_up_to_the_batch() -> None:
-    pairs = random_pairs(3)
-    objective = SampledSoftmax(positives=2).start(pairs, ITEMS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        SampledSoftmax(positives=2),
+        BPR(positives=2, negatives_per_positive=3),
+        BinaryCrossEntropy(positives=2, debiasing=Debiasing(weight_exponent=0.5)),
+    ],
+)
+def test_shares_add_up_to_the_batch(task: SampledSoftmax | BPR | BinaryCrossEntropy) -> None:
+    objective: Any = task.start(random_pairs(3), ITEMS)
     [batch] = objective.epoch(np.random.default_rng(0))
     torch.manual_seed(0)
     query, vectors = torch.randn(len(batch.users), 5), torch.randn(len(batch.items), 5)
-    whole = float(objective.loss(query, vectors, batch))
-    parts = []
-    for rank in range(3):
-        rows, mine, weight = Ranks(rank, 3).share(batch, len(batch.users))
-        parts.append(float(objective.loss(query[rows], vectors, mine)) * weight)
-    assert np.mean(parts) == pytest.approx(whole, rel=1e-6)
+
+    def loss(query: torch.Tensor, batch: Any) -> float:
+        torch.manual_seed(1)  # all processes begin with the same random state
+        return float(objective.loss(query, vectors, batch))
+
+    for count in (2, 3, len(batch.users) + 1):
+        parts = []
+        for rank in range(count):
+            rows, mine, weight = Ranks(rank, count).share(batch, len(batch.users))
+            parts.append(loss(query[rows], mine) * weight)
+        assert np.mean(parts) == pytest.approx(loss(query, batch), rel=1e-6)
     assert ALONE.share(batch, len(batch.users)) == (slice(None), batch, 1.0)
     indivisible = object()
     assert Ranks(1, 3).share(indivisible, 4) == (slice(None), indivisible, 1.0)
+
+
+def test_shares_of_several_targets_add_up_to_the_batch() -> None:
+    """Each target averages over something else: its positives, its lists with any, all candidates."""
+    rng, lists, width = np.random.default_rng(0), 13, 9
+    rows = np.where(np.arange(width) < rng.integers(5, width + 1, lists)[:, None], np.arange(width), ITEMS)
+    weights = ((rng.random((lists, width)) < 0.4) & (rows != ITEMS)).astype(np.float32)
+    weights[:, 0] = 1
+    stars = np.where(rng.random((lists, width)) < 0.3, np.nan, rng.integers(1, 6, (lists, width)))
+    targets = np.repeat(np.where(weights > 0, stars, 0)[:, :, None], 4, axis=2).astype(np.float32)
+    targets[:, :, 0] = weights
+    users, none = np.arange(lists), np.zeros((lists, width), np.int32)
+    batch = RankingLists(users, users, rows[:, :3], rows, weights, none, weights, targets)
+    task = MultiTask(
+        (
+            Target("picked"),
+            Target("liked", column="stars", at_least=5),
+            Target("good", column="stars", at_least=4, loss="logistic"),
+            Target("stars", column="stars", loss="squared", weight=0.5),
+        ),
+        negatives=5,
+    )
+    objective = task.start(batch, width, ITEMS)
+    [drawn] = objective.epoch(np.random.default_rng(1))
+    scores = torch.from_numpy(rng.normal(size=(*drawn.rows.shape, 4)))
+    whole = float(objective.loss(scores, drawn))
+    for count in (2, 3, 20):
+        parts = []
+        for rank in range(count):
+            some, mine, weight = Ranks(rank, count).share(drawn, lists)
+            parts.append(float(objective.loss(scores[some], mine)) * weight)
+        assert np.mean(parts) == pytest.approx(whole, rel=1e-6)
 
 
 def test_a_process_that_torchrun_did_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace as replace_column
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from merlin.schema import Tags
 from nvtabular import ops
 from torch import nn
 
+from tiercel_pipelines.arrays.packed import Packed
+from tiercel_pipelines.arrays.pairs import Pairs
 from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.errors import TrainingError
 from tiercel_pipelines.families.descent import Learner
@@ -34,6 +37,8 @@ from tiercel_pipelines.recipe import (
 )
 from tiercel_pipelines.training import checkpoint as checkpoints
 from tiercel_pipelines.training import train_recipe
+from tiercel_pipelines.training.checkpoint import data_digest
+from tiercel_serving.columns import Column
 from tiercel_serving.errors import DestinationTaken, MachineFault, ReleaseError
 
 #: Trains the tiny recipe into a folder, and is killed as by the out-of-memory killer.
@@ -172,6 +177,35 @@ def test_a_checkpoint_of_another_recipe_or_data_is_refused(recipe, dataset, copi
     head.write_text(json.dumps({**told, "format": 1}))
     with pytest.raises(TrainingError, match="checkpoint format 1, but this Tiercel reads 2"):
         train_recipe(recipe, dataset, copied, resume=True)
+
+
+def test_other_values_of_what_rules_read_are_other_data():
+    column = np.zeros((3, 1), np.int64)
+    pairs = Pairs.build(column[:2, 0], np.arange(2), column[:2, 0], np.ones(2), 1)
+
+    def digest(**raw):
+        packed = Packed({"user_cat": column[:1]}, {"item_cat": column}, (), 0, 1, raw)
+        return data_digest(packed, pairs, np.zeros(2, np.int64))
+
+    def texts(*values):
+        return Column(np.array(values, object))
+
+    price, valid, ends = np.array([1.0, 2.0]), np.array([True, False]), np.array([0, 1, 3])
+    listed = texts(b"a", b"b", b"c")
+    columns = [
+        {},
+        {"price": Column(price)},
+        {"price": Column(price + 1)},
+        {"price": Column(price, valid)},
+        {"cost": Column(price)},
+        {"genre": texts(b"ab", b"c")},
+        {"genre": texts(b"a", b"bc")},
+        {"genre": replace_column(listed, offsets=ends)},
+        {"genre": replace_column(listed, offsets=np.array([0, 2, 3]))},
+        {"genre": replace_column(listed, offsets=ends, row_valid=valid)},
+    ]
+    assert len({digest(**raw) for raw in columns}) == len(columns)
+    assert digest(genre=texts(b"ab", b"c")) == digest(genre=texts(b"a" + b"b", b"c"))
 
 
 def test_another_version_of_torch_goes_on_and_the_run_says_so(recipe, dataset, copied):

@@ -17,7 +17,15 @@ from tiercel_pipelines.arrays.packed import Packed
 from tiercel_pipelines.arrays.pairs import Pairs, assign_folds, left_align
 from tiercel_pipelines.families.views import TrainingViews, drop_history, drop_ids
 from tiercel_pipelines.offline.in_memory import OfflineOrdering, OfflineRetrieval, open_source
-from tiercel_pipelines.recipe import Compare, Index, Popular, SampledSoftmax, ServingSettings, WeightedSum
+from tiercel_pipelines.recipe import (
+    Compare,
+    Debiasing,
+    Index,
+    Popular,
+    SampledSoftmax,
+    ServingSettings,
+    WeightedSum,
+)
 from tiercel_pipelines.tasks.listwise_softmax import sample_candidates
 from tiercel_pipelines.tasks.sampled_softmax import draw_groups
 from tiercel_serving.columns import Column
@@ -101,6 +109,15 @@ def test_an_epoch_has_every_group_once_and_about_batch_size_interactions():
     )
     assert sum(batch.weights.sum() for batch in batches) == len(pairs)
     assert len(batches) == pytest.approx(len(pairs) / 16, abs=1.5)
+
+
+def test_subsampling_leaves_the_size_of_batches_alone():
+    pairs = random_pairs(4, share=0.9)
+    task = SampledSoftmax(batch_size=4, positives=2, debiasing=Debiasing(subsampling=0.01))
+    batches = list(task.start(pairs, ITEMS).epoch(np.random.default_rng(0)))
+    taken = sum(batch.interactions for batch in batches)
+    assert taken < len(pairs) / 2
+    assert len(batches) == pytest.approx(taken / 4, abs=2)
 
 
 def test_history_dropout_leaves_some_out_and_keeps_the_order():

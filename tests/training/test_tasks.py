@@ -88,7 +88,7 @@ def test_each_positive_gets_negatives_that_are_not_its_users(pairs: Pairs) -> No
     [batch, *_] = objective.epoch(np.random.default_rng(1))
     scores = torch.arange(len(batch.users) * len(batch.items), dtype=torch.float64).view(len(batch.users), -1)
     torch.manual_seed(0)
-    positive, negative, real, weights = each_with_negatives(scores, batch, 6)
+    (positive, negative, real, weights), _ = each_with_negatives(scores, batch, 6)
     assert negative.shape == real.shape == (int((batch.targets >= 0).sum()), 6)
     assert weights.tolist() == pytest.approx([1.0] * len(positive))
     had = set(zip(pairs.users.tolist(), pairs.items.tolist(), strict=True))

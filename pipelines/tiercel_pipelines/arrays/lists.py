@@ -56,9 +56,9 @@ class RankingLists:
 
     def take(self, chosen: IntArray | slice) -> RankingLists:
         """Return some of the lists, with int64 rows."""
-        own = (getattr(self, field.name) for field in fields(self))
-        taken: Any = (None if array is None else array[chosen] for array in own)
-        some = RankingLists(*taken)
+        own = {field.name: getattr(self, field.name) for field in fields(RankingLists)}
+        taken: Any = {name: array[chosen] for name, array in own.items() if array is not None}
+        some = replace(self, **taken)
         wide = some.history.astype(np.int64, copy=False), some.rows.astype(np.int64, copy=False)
         return replace(some, history=wide[0], rows=wide[1])
 

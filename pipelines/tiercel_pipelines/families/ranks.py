@@ -3,8 +3,8 @@
 Each process holds the whole model and draws the same batches. It computes its share of a batch's rows, and
 the gradients are averaged (Li et al. 2020, "PyTorch distributed: experiences on accelerating data parallel
 training"). Every process has all items of a batch, so a query has the same negatives as with one process.
-With the sampled and the listwise softmax, the loss differs only by dropout and the order of sums. torch's
-own ``DistributedDataParallel`` averages after one ``forward``; here user and item modules run separately.
+The loss differs only by dropout and the order of sums. torch's own ``DistributedDataParallel`` averages after
+one ``forward``; here user and item modules run separately.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class Divisible(Protocol):
 
     @property
     def mass(self) -> float:
-        """Total weight of the rows in the loss, which is a weighted mean."""
+        """Total weight of the rows in the loss, which is a weighted mean.
+
+        Always 1 if the loss of some rows is their part of the whole batch's loss.
+        """
         ...
 
 
@@ -52,8 +55,8 @@ class Ranks:
     def share(self, batch: Batch, rows: int) -> tuple[slice, Batch, float]:
         """Return this process's rows of a batch, the batch of those rows, and the factor of its loss.
 
-        With that factor, the mean of all processes' losses is the loss of the whole batch, if it is a mean
-        over rows weighted by their ``mass``. A batch that cannot be divided goes to every process whole.
+        With that factor, the mean of all processes' losses is the loss of the whole batch (see
+        :attr:`Divisible.mass`). A batch that cannot be divided goes to every process whole.
         """
         if self.count == 1 or not isinstance(batch, Divisible):
             return slice(None), batch, 1.0

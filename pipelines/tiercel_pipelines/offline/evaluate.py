@@ -111,7 +111,7 @@ def evaluate_served(
     Raises
     ------
     EvaluationError
-        If k exceeds the server's ``k_max``, a request for candidates fails, or the server answers with items
+        If k exceeds the server's ``k_max``, a request to the server fails, or the server answers with items
         that the data does not have, repeats one, or serves another catalogue.
     """
     if isinstance(served, str):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Id = int | str
 Floats = npt.NDArray[np.float64]
 
-EXPLAIN_MODEL = "recommend_explain"
+MODEL, EXPLAIN_MODEL = "recommend", "recommend_explain"
 #: Timeout of one batch of users, in seconds. It is long, since nobody waits and a machine may be busy.
 TIMEOUT_S = 300.0
 
@@ -100,11 +100,12 @@ class ServedEnsemble:
         import tritonclient.grpc as triton_grpc
         from tritonclient.utils import np_to_triton_dtype
 
-        from tiercel_client import Recommender
+        from tiercel_client import ClientError, Recommender
 
         self._recommender = Recommender(url)
         self._triton = triton_grpc.InferenceServerClient(url)
         self._grpc, self._dtype_of = triton_grpc, np_to_triton_dtype
+        self._client_error = ClientError
         self.info: ServerInfo = self._recommender.server_info()
 
     def __enter__(self) -> ServedEnsemble:
@@ -115,14 +116,17 @@ class ServedEnsemble:
         self._recommender.close()
 
     def recommend(self, user_ids: Sequence[Id], k: int, now_s: Floats | None = None) -> list[Sequence[Id]]:
-        """Return at most k raw item ids for each user, best first."""
-        answers = self._recommender.recommend_many(
-            user_ids, k=k, titles=False, features=at(now_s), timeout_s=TIMEOUT_S
-        )
+        """Return at most k raw item ids for each user, best first; raise EvaluationError on failure."""
+        try:
+            answers = self._recommender.recommend_many(
+                user_ids, k=k, titles=False, features=at(now_s), timeout_s=TIMEOUT_S
+            )
+        except self._client_error as error:
+            raise _failed(MODEL, user_ids, error) from error
         return [answer.item_ids for answer in answers]
 
     def retrieve(self, user_ids: Sequence[Id], now_s: Floats | None = None) -> IntArray:
-        """Return each user's retrieved catalogue rows ``[n, N]``, best first, padded with I."""
+        """Return each user's retrieved catalogue rows ``[n, N]``; raise EvaluationError on failure."""
         # The client explains one user per request; this asks for all users in one.
         inputs = []
         for name, array in request_tensors(user_ids, now_s, self.info.user_id_dtype).items():
@@ -133,6 +137,10 @@ class ServedEnsemble:
             # a step's tensors are both outputs of the ensemble and inputs of other steps.
             answer = self._triton.infer(EXPLAIN_MODEL, inputs, client_timeout=TIMEOUT_S)
         except Exception as error:
-            raise EvaluationError(f"{EXPLAIN_MODEL} failed for {len(user_ids)} users: {error}") from error
+            raise _failed(EXPLAIN_MODEL, user_ids, error) from error
         rows: IntArray = answer.as_numpy("retrieved_row")
         return rows
+
+
+def _failed(model: str, user_ids: Sequence[Id], error: Exception) -> EvaluationError:
+    return EvaluationError(f"{model} failed for {len(user_ids)} users: {error}")

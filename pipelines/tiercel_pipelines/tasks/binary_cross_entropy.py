@@ -14,8 +14,8 @@ from torch.nn.functional import softplus
 from tiercel_serving.problems import COUNT, Problem, out_of_range
 
 from ..arrays.pairs import Pairs
-from .bpr import each_with_negatives
-from .sampled_softmax import BatchedTask, Batches, SampledBatch
+from .bpr import Paired
+from .sampled_softmax import BatchedTask
 
 
 class BinaryCrossEntropy(BatchedTask, frozen=True, tag="binary_cross_entropy"):
@@ -38,20 +38,24 @@ class BinaryCrossEntropy(BatchedTask, frozen=True, tag="binary_cross_entropy"):
         return OneByOne(self, pairs, n_items)
 
 
-class OneByOne(Batches):
+class OneByOne(Paired):
     """Binary cross-entropy applied to some interactions."""
 
-    def __init__(self, settings: BinaryCrossEntropy, pairs: Pairs, n_items: int) -> None:
-        super().__init__(settings, pairs, n_items)
-        self._settings = settings
-
-    def loss(self, query: Tensor, vectors: Tensor, batch: SampledBatch) -> Tensor:
+    def mean(self, positive: Tensor, negative: Tensor, real: Tensor, weights: Tensor) -> Tensor:
         """Return the mean cross-entropy of positives and negatives."""
-        scores = query @ vectors.T / self._settings.temperature
-        return cross_entropy(*each_with_negatives(scores, batch, self._settings.negatives_per_positive))
+        return cross_entropy(positive, negative, real, weights)
+
+    def total(self, real: Tensor, weights: Tensor) -> Tensor:
+        """Return the weight of all positives and negatives."""
+        return weight_of_terms(real, weights)
 
 
 def cross_entropy(positive: Tensor, negative: Tensor, real: Tensor, weights: Tensor) -> Tensor:
-    """Return the loss of what :func:`~tiercel_pipelines.tasks.bpr.each_with_negatives` returns."""
+    """Return the loss; the parameters are what :func:`~.bpr.each_with_negatives` returns first."""
     losses = softplus(-positive) + (softplus(negative) * real).sum(dim=1)
-    return (losses * weights).sum() / ((1 + real.sum(dim=1)) * weights).sum().clamp(min=1e-9)
+    return (losses * weights).sum() / weight_of_terms(real, weights)
+
+
+def weight_of_terms(real: Tensor, weights: Tensor) -> Tensor:
+    """Return the weight of all positives and real negatives, above 0."""
+    return ((1 + real.sum(dim=1)) * weights).sum().clamp(min=1e-9)

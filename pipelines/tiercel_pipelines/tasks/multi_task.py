@@ -9,6 +9,7 @@ same lists; each has its own column of the interactions, labels and loss.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -22,7 +23,7 @@ from tiercel_serving.kinds import Settings
 from tiercel_serving.problems import POSITIVE, Problem, choose, named_twice, out_of_range
 
 from ..arrays.lists import IMPLICIT, RankingLists
-from ..arrays.pairs import Array
+from ..arrays.pairs import Array, IntArray
 from ..errors import TrainingError
 from .listwise_softmax import LIST_RANGES, SampledLists, listwise_softmax
 
@@ -186,6 +187,21 @@ class MultiTask(Settings, frozen=True, tag="multi_task"):
         return SeveralTargets(self, lists, kept, n_items)
 
 
+@dataclass(frozen=True)
+class TargetLists(RankingLists):
+    """Lists of one batch, with the counts ``[T]`` that each target's loss averages over.
+
+    Every share of the batch has the counts of the whole batch, since each target counts something else.
+    """
+
+    counts: IntArray | None = None
+
+    @property
+    def mass(self) -> float:
+        """1, since the loss of a share is its part of the whole batch's loss."""
+        return 1.0
+
+
 class SeveralTargets(SampledLists):
     """The task applied to some lists, whose ``targets`` must not be None."""
 
@@ -213,16 +229,31 @@ class SeveralTargets(SampledLists):
             if not target.ranks:
                 self._moments[place] = (float(labels.mean()), float(labels.std()))
 
+    def _sampled(self, lists: RankingLists, rng: np.random.Generator) -> TargetLists:
+        batch = TargetLists(**vars(super()._sampled(lists, rng)))
+        labels, picked, real = self._labelled(batch)
+        each = zip(self._targets, labels, strict=True)
+        counts = [target_count(target.loss, own, picked, real) for target, own in each]
+        return replace(batch, counts=np.array(counts, np.int64))
+
+    def _labelled(self, batch: RankingLists) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return each target's labels ``[B, K]``, and which candidates users picked and which are real."""
+        assert batch.targets is not None
+        values = np.moveaxis(batch.targets, 2, 0)
+        labels = [target.labels(own) for target, own in zip(self._targets, values, strict=True)]
+        real = torch.from_numpy(batch.rows != self._pad)
+        return [torch.from_numpy(own) for own in labels], torch.from_numpy(batch.weights > 0) & real, real
+
     def loss(self, scores: Tensor, batch: RankingLists) -> Tensor:
         """Return the weighted sum of the targets' losses of scores ``[B, K, T]``."""
-        assert batch.targets is not None
-        real = torch.from_numpy(batch.rows != self._pad)
-        picked = torch.from_numpy(batch.weights > 0) & real
+        assert isinstance(batch, TargetLists)
+        assert batch.counts is not None
+        labels, picked, real = self._labelled(batch)
         total = scores.new_zeros(())
-        for place, (target, moments) in enumerate(zip(self._targets, self._moments, strict=True)):
-            labels = torch.from_numpy(target.labels(batch.targets[:, :, place]))
-            own = target_loss(target.loss, scores[:, :, place], labels, picked, real, moments)
-            total = total + target.weight * own
+        for place, (target, own) in enumerate(zip(self._targets, labels, strict=True)):
+            mean = target_loss(target.loss, scores[:, :, place], own, picked, real, self._moments[place])
+            share = target_count(target.loss, own, picked, real) / max(int(batch.counts[place]), 1)
+            total = total + target.weight * (mean * share)
         return total
 
 
@@ -252,3 +283,12 @@ def target_loss(
         return listwise_softmax(scores, positives, real)
     each = functional.binary_cross_entropy_with_logits(scores, positives, reduction="none")
     return (each * real).sum() / real.sum().clamp(min=1)
+
+
+def target_count(loss: str, labels: Tensor, picked: Tensor, real: Tensor) -> int:
+    """Return how many lists or candidates :func:`target_loss` averages over."""
+    if loss == "squared":
+        return int((picked & ~labels.isnan()).sum())
+    if loss == "softmax":
+        return int((torch.where(picked, labels, 0.0) > 0).any(dim=1).sum())
+    return int(real.sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from .negatives import Debiasing, Draws, Negatives
 from .softmax_of_draws import sampled_softmax
 from .table import RetrievalBatch
 
-_NONE = np.zeros(0, np.int64)
+#: No drawn negatives.
+NONE = np.zeros(0, np.int64)
 
 
 class BatchedTask(Settings, frozen=True):
@@ -106,8 +108,12 @@ class SampledBatch(RetrievalBatch):
 
     def take(self, chosen: slice) -> SampledBatch:
         """Return some of the rows, with all items, since every row has them as negatives."""
+        return replace(self, **self.rows_of(chosen))
+
+    def rows_of(self, chosen: slice) -> dict[str, Any]:
+        """Return some of the rows of every array that has rows."""
         rows = ("contexts", "users", "targets", "positives", "weights", "hits")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in rows})
+        return {name: getattr(self, name)[chosen] for name in rows}
 
 
 class Batches:
@@ -119,23 +125,20 @@ class Batches:
         self._item_weights = settings.debiasing.weights(pairs, n_items)
 
     def epoch(self, rng: np.random.Generator) -> Iterator[SampledBatch]:
-        """Return all groups in random order, in batches of about ``batch_size`` interactions.
-
-        Subsampling leaves fewer in a batch.
-        """
+        """Return all groups in random order, in batches of about ``batch_size`` interactions."""
         settings = self._shared
         groups = draw_groups(self._pairs, settings.positives, settings.context_dropout, rng)
-        left_out = settings.debiasing.left_out(self._pairs, self._n_items, rng)
+        left_out, left = settings.debiasing.left_out(self._pairs, self._n_items, rng), len(self._pairs)
         if left_out is not None:
-            groups = groups.without(left_out)
-        size = max(1, round(settings.batch_size * len(groups) / len(self._pairs)))
+            groups, left = groups.without(left_out), left - len(left_out)
+        size = max(1, round(settings.batch_size * len(groups) / max(left, 1)))
 
         def batch(some: Array) -> SampledBatch:
-            return self.batch(groups, some, self._draws.draw(rng) if settings.negatives.drawn else _NONE)
+            return self.batch(groups, some, self._draws.draw(rng) if settings.negatives.drawn else NONE)
 
         return cut(rng.permutation(len(groups)), size).through(batch)
 
-    def batch(self, groups: Groups, chosen: IntArray, drawn: IntArray = _NONE) -> SampledBatch:
+    def batch(self, groups: Groups, chosen: IntArray, drawn: IntArray = NONE) -> SampledBatch:
         """Build the batch of the chosen groups, with the negatives ``drawn [n]`` for it."""
         users, targets = groups.users[chosen].astype(np.int64), groups.targets(chosen)
         real = targets >= 0

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from tiercel_serving.columns import Column
 from tiercel_serving.errors import DestinationTaken
 from tiercel_serving.machine_faults import machine_faults
 from tiercel_serving.release.manifest import File, encode
@@ -103,7 +104,7 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
 
 
 def data_digest(packed: Packed, pairs: Pairs, folds: Array) -> str:
-    """Return a digest of all data that models learn from."""
+    """Return a digest of all data that a training reads."""
     digest = hashlib.blake2b(digest_size=16)
     context = {} if packed.contexts is None else packed.contexts.columns
     parts: list[Mapping[str, Any]] = [packed.user, packed.item, context]
@@ -111,12 +112,24 @@ def data_digest(packed: Packed, pairs: Pairs, folds: Array) -> str:
     parts += [pairs.numbers, {} if pairs.times is None else {"times": pairs.times}]
     if pairs.targets is not None:
         parts.append({"targets": pairs.targets})
+    parts += [_arrays_of(name, column) for name, column in sorted(packed.raw.items())]
     for part in parts:
         for name in sorted(part):
             array = np.ascontiguousarray(part[name])
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _arrays_of(name: str, column: Column) -> dict[str, Array]:
+    """Return the arrays that make up a raw column; texts become their lengths and their bytes."""
+    arrays = {"values": column.values, "valid": column.valid}
+    arrays |= {"offsets": column.offsets, "row_valid": column.row_valid}
+    if column.values.dtype == object:
+        texts = column.values.tolist()
+        arrays["lengths"] = np.array([len(text) for text in texts], np.int64)
+        arrays["values"] = np.frombuffer(b"".join(texts), np.uint8)
+    return {f"raw {name} {part}": array for part, array in arrays.items() if array is not None}
 
 
 class AtWork(msgspec.Struct, frozen=True):
