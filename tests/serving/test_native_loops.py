@@ -266,6 +266,16 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...]]]
     "lie unevenly": ([node("Gather", "x at", axis=1)], {"at": ints(0, 1, 3)}, (3, 5)),
     "a cast from float32 to INT64": ([node("Cast", "x", "made", to=TensorProto.INT64), cast()], {}, SAME),
     "neither square nor root": ([node("Pow", "x three")], {"three": np.float32(3)}, SAME),
+    "3 outputs of LayerNormalization": (
+        [node("LayerNormalization", "x scale", "out mean deviation")],
+        {"scale": WIDE[:, 0]},
+        SAME,
+    ),
+    "2 outputs of LayerNormalization": (
+        [helper.make_node("LayerNormalization", ["x", "scale"], ["out", ""])],
+        {"scale": WIDE[:, 0]},
+        SAME,
+    ),
     "the operator RandomNormal": (
         [node("RandomNormal", "", "made", shape=[1, 6, 5]), node("Add", "made x")],
         {},
