@@ -297,6 +297,37 @@ def test_what_loops_cannot_do_stays_onnx_runtimes(said: str, tmp_path: Path) -> 
     assert isinstance(Onnx.open(tmp_path / Onnx.file, ["out"]), OnnxEngine)
 
 
+@pytest.mark.parametrize("absent", [True, False])
+@pytest.mark.parametrize("noop", [0, 1])
+@pytest.mark.parametrize("operator", ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2"])
+def test_a_reduction_without_axes_is_onnx_runtimes(
+    operator: str, noop: int, absent: bool, tmp_path: Path
+) -> None:
+    """ONNX Runtime reduces over all axes, users too, or over none."""
+    reduced = node(operator, "y" if absent else "y a", "all", noop_with_empty_axes=noop)
+    constants = {} if absent else {"a": ints()}
+    onnx.save(model([reduced, node("Sub", "y all")], constants, SAME), tmp_path / Onnx.file)
+    assert lower(tmp_path / Onnx.file) == f"{operator} without axes"
+    arrays = {"y": batch(3)["y"]}
+    got = OnnxEngine(tmp_path / Onnx.file, ["out"], 1).run(arrays)["out"]
+    reduce = {"ReduceSum": np.sum, "ReduceMean": np.mean, "ReduceMax": np.max, "ReduceL2": np.linalg.norm}
+    if not noop:
+        np.testing.assert_allclose(got, arrays["y"] - reduce[operator](arrays["y"]), rtol=1e-4, atol=1e-4)
+    elif operator != "ReduceL2":  # of which some versions of ONNX Runtime return the magnitude
+        assert not got.any()
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_squeeze_without_axes_is_onnx_runtimes(absent: bool, tmp_path: Path) -> None:
+    squeezed = node("Squeeze", "m" if absent else "m a")
+    constants = {"two": ints(2)} if absent else {"two": ints(2), "a": ints()}
+    onnx.save(model([node("Unsqueeze", "y two", "m"), squeezed], constants, SAME), tmp_path / Onnx.file)
+    assert lower(tmp_path / Onnx.file) == "Squeeze without axes"
+    arrays = {"y": batch(3)["y"]}
+    got = OnnxEngine(tmp_path / Onnx.file, ["out"], 1).run(arrays)["out"]
+    np.testing.assert_array_equal(got, arrays["y"])
+
+
 def test_loops_run_where_they_were_built_with_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,11 +40,17 @@ def flatten(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) ->
 
 
 def axes_of(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes, rank: int) -> list[int]:
-    """Return the axes of a node, as its attribute or its second input says them; all without either."""
+    """Return the axes of a node, as given by its attribute or its second input; refuse a node without any.
+
+    No axes, or an empty list, means all axes to some operators, which includes that of the users; only axes
+    of size 1 to Squeeze; and none with ``noop_with_empty_axes``.
+    """
     axes: Any = attributes.get("axes")
     if len(node.input) > 1 and node.input[1]:
         axes = lowering.known(node.input[1]).reshape(-1).tolist()
-    return sorted(axis % rank for axis in (range(rank) if axes is None else axes))
+    if not axes:
+        raise Refused(f"{node.op_type} without axes")
+    return sorted(axis % rank for axis in axes)
 
 
 def squeeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
