@@ -200,6 +200,11 @@ GRAPHS: dict[str, list[tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ..
             (3, 5),
         ),
         ([node("Slice", "x a b axis")], {"a": ints(1), "b": ints(99), "axis": ints(-1)}, (6, 4)),
+        (
+            [node("Slice", "x a b - by")],
+            {"a": ints(0, 0, 1), "b": ints(99, 99, 5), "by": ints(1, 2, 1)},
+            (3, 4),
+        ),
     ],
     "Softmax": [([node("Softmax", "y", axis=-1)], {}, SAME), ([node("Softmax", "y", axis=1)], {}, SAME)],
     "Split": [

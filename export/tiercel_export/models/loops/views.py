@@ -90,9 +90,9 @@ def slice_(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> 
     """Return parts of axes."""
     value = lowering.value(node.input[0])
     begins, ends = (lowering.known(name).tolist() for name in node.input[1:3])
-    rest = [lowering.known(name).tolist() for name in node.input[3:] if name]
-    axes = rest[0] if rest else list(range(len(begins)))
-    strides = rest[1] if len(rest) > 1 else [1] * len(begins)
+    places, by = [*node.input[3:], "", ""][:2]
+    axes = lowering.known(places).tolist() if places else list(range(len(begins)))
+    strides = lowering.known(by).tolist() if by else [1] * len(begins)
     for axis, begin, end, stride in zip(axes, begins, ends, strides, strict=True):
         value = cut(value, axis % len(value.shape), range(value.shape[axis])[slice(begin, end, stride)])
     return value
