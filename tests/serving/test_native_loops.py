@@ -269,6 +269,11 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...]]]
     "both are computed": ([node("Equal", "ids ids", "made"), cast()], {}, (4, 3)),
     "not float32": ([node("Less", "ids many", "made"), cast()], {"many": ints(1 << 25)}, (4, 3)),
     "lie unevenly": ([node("Gather", "x at", axis=1)], {"at": ints(0, 1, 3)}, (3, 5)),
+    "a gather of nothing": (
+        [node("Gather", "x at", "none", axis=1), node("ReduceSum", "none one", keepdims=0)],
+        {"at": ints(), "one": ints(1)},
+        (5,),
+    ),
     "a cast from float32 to INT64": ([node("Cast", "x", "made", to=TensorProto.INT64), cast()], {}, SAME),
     "neither square nor root": ([node("Pow", "x three")], {"three": np.float32(3)}, SAME),
     "3 outputs of LayerNormalization": (

@@ -119,6 +119,8 @@ def split(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> t
 
 def chosen(value: Value, axis: int, places: Array) -> Value:
     """Return one place along an axis, which goes, or several that lie evenly."""
+    if not places.size:
+        raise Refused("a gather of nothing")
     axis, flat = axis % len(value.shape), places.reshape(-1) % value.shape[axis]
     stride = int(flat[1] - flat[0]) if len(flat) > 1 else 1
     if places.ndim > 1 or stride == 0 or (np.diff(flat) != stride).any():
