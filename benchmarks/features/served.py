@@ -280,7 +280,7 @@ def measure_served(
     models = {name: model for name, model in MODELS.items() if (repository / model).is_dir()}
     measured: dict[str, list[Measurement]] = {name: [] for name in models}
     with start_server(repository, triton=triton, canary=lambda url, timeout_s: None) as server:
-        compare_answers(server.grpc_url, case.name, requests[:COMPARED])
+        compare_answers(server.grpc_url, case.name, models, requests[:COMPARED])
         version = triton_version(server.grpc_url)
         for done in range(rounds):
             if progress is not None:
@@ -362,31 +362,34 @@ def _request(row: Mapping[Any, Any]) -> dict[str, Any]:
     return tensors
 
 
-def compare_answers(url: str, case: str, requests: Sequence[Mapping[str, Any]]) -> None:
-    """Send every model the same rows, and compare the models with one output tensor per feature.
+def compare_answers(
+    url: str, case: str, models: Mapping[str, str], requests: Sequence[Mapping[str, Any]]
+) -> None:
+    """Send all models the same rows; compare those with one output tensor per feature, and both runners.
 
     Raises
     ------
     BenchError
         A request failed, or the answers differ.
     """
+    pairs = [("workflow", "executor"), ("workflow", "columns"), ("tiercel", OWN)]
     with triton_grpc.InferenceServerClient(url) as client:
         for request in requests:
-            answers = {name: _ask(client, model, request) for name, model in MODELS.items()}
-            for name, values in answers["workflow"].items():
-                for other in ("executor", "columns"):
+            answers = {name: _ask(client, model, request) for name, model in models.items()}
+            for one, other in pairs if OWN in models else pairs[:2]:
+                for name, values in answers[one].items():
                     got = answers[other][name]
                     if not np.array_equal(got, values, equal_nan=values.dtype.kind == "f"):
                         raise BenchError(
-                            f"case {case}: {other!r} answers {name} = {got.tolist()}, but Merlin Systems "
+                            f"case {case}: {other!r} answers {name} = {got.tolist()}, but {one!r} "
                             f"{values.tolist()}; their times must not be compared"
                         )
 
 
 def _ask(client: Any, model: str, request: Mapping[str, Any]) -> dict[str, Array]:
-    metadata = client.get_model_metadata(model)
-    dtypes = {tensor.name: tensor.datatype for tensor in metadata.inputs}
     try:
+        metadata = client.get_model_metadata(model)
+        dtypes = {tensor.name: tensor.datatype for tensor in metadata.inputs}
         answer = client.infer(model, request_inputs(dict(request), dtypes), client_timeout=TIMEOUT_S)
     except Exception as error:
         raise BenchError(f"model {model!r}: a request failed: {error}") from error

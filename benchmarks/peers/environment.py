@@ -12,6 +12,8 @@ PACKAGES = (
     *("fastapi==0.163.2", "uvicorn==0.54.0", "pandas==1.5.3", "numpy==1.26.4"),
     *("torch==2.13.0", "faiss-cpu==1.15.1"),
 )
+#: File that is written last, so that an interrupted build starts again.
+STAMP = ".ready"
 
 
 def find_python(given: Path | None, cache: Path) -> Path:
@@ -24,15 +26,11 @@ def find_python(given: Path | None, cache: Path) -> Path:
     """
     if given is not None:
         return given
-    python = cache / "bin" / "python"
-    if python.is_file():
-        return python
-    _run([sys.executable, "-m", "venv", str(cache)])
-    try:
+    python, stamp = cache / "bin" / "python", cache / STAMP
+    if not stamp.is_file():
+        _run([sys.executable, "-m", "venv", str(cache)])
         _run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES])
-    except BenchError:
-        python.unlink()  # so that the next call builds it again
-        raise
+        stamp.touch()
     return python
 
 

@@ -24,6 +24,7 @@ from tiercel_client import Recommender
 from tiercel_pipelines.data import load_dataset
 from tiercel_pipelines.export.run_export import export_run
 from tiercel_pipelines.features.raw_columns import raw_columns
+from tiercel_pipelines.offline.beyond_accuracy import gini
 from tiercel_pipelines.offline.evaluation_data import EvaluationData
 from tiercel_pipelines.offline.metrics import FloatArray, Relevance, find_hits, ndcg_at_k, ranking_metrics
 from tiercel_pipelines.recipe import (
@@ -139,14 +140,12 @@ def figures(rows: Array, columns: Mapping[str, Column], relevance: Relevance, it
     unit = (hot / np.maximum(np.linalg.norm(hot, axis=1, keepdims=True), 1e-9))[rows[:, :AT]]
     alike = np.einsum("uid,ujd->u", unit, unit) - np.einsum("uid,uid->u", unit, unit)
     found = ranking_metrics(rows[:, :AT], relevance, AT, items)
-    shown = np.sort(np.bincount(rows[:, :AT].ravel(), minlength=items + 1)[:items])
-    rank = np.arange(1, items + 1)
-    gini = float(((2 * rank - items - 1) * shown).sum() / (items * shown.sum()))
+    shown = np.bincount(rows[:, :AT].ravel(), minlength=items + 1)[:items]
     return {
         "ndcg": round(found.ndcg, 4),
         "diversity": round(float(1 - (alike / (AT * (AT - 1))).mean()), 4),
         "coverage": round(found.coverage, 4),
-        "gini": round(gini, 4),
+        "gini": round(gini(shown), 4),
     }
 
 

@@ -129,7 +129,9 @@ def build_k(contract: Contract, k: Any) -> int:
 
 def related_inputs(contract: Contract, item_ids: Any, k: Any, exclude: Any) -> dict[str, Array]:
     """Return the tensors of a request for similar items; InvalidInput if an argument is invalid."""
-    given = [item_ids] if isinstance(item_ids, int | str) else list(sequence(item_ids, "item_ids"))
+    given = (
+        [item_ids] if isinstance(item_ids, int | np.integer | str) else list(sequence(item_ids, "item_ids"))
+    )
     if not 0 < len(given) <= contract.max_excluded:
         limit = f"1 to {contract.max_excluded} (max_excluded of {contract.model})"
         raise InvalidInput(f"item_ids: expected {limit} items, got {len(given)}")

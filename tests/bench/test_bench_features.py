@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 pytest.importorskip("nvtabular")
 
 from benchmarks.features import merlin_systems as peer_module
+from benchmarks.features import served as served_module
 from benchmarks.features.__main__ import app
 from benchmarks.features.against import Against, Programs, check_same, tensors_of
 from benchmarks.features.cases import CASES, make_case
@@ -25,7 +27,7 @@ from benchmarks.features.plan import FULL, QUICK
 from benchmarks.features.plot import draw
 from benchmarks.features.report import FeatureReport, format_features
 from benchmarks.features.run import Serving, run_features
-from benchmarks.features.served import MODELS, SERVED, Served, requests_of
+from benchmarks.features.served import MODELS, SERVED, Served, compare_answers, requests_of
 from benchmarks.features.timing import Timed, interleave, span
 from tiercel_export.workflow.cut import CompiledProgram
 from tiercel_serving.bench import PythonClient, find_perf_analyzer
@@ -143,6 +145,48 @@ def test_a_missed_limit_is_printed_and_makes_the_report_fail(figure, group, word
     assert words in format_features(report)
     assert not report.ok
     assert report.to_json()["ok"] is False
+
+
+class Answers:
+    """A Triton client whose models, by name, answer with one tensor each."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised):
+        pass
+
+    def get_model_metadata(self, model):
+        if model not in self.answers:
+            raise ValueError("unknown model")
+        return SimpleNamespace(inputs=[], outputs=[SimpleNamespace(name="x")])
+
+    def infer(self, model, inputs, client_timeout):
+        return SimpleNamespace(as_numpy=lambda name: np.array(self.answers[model]))
+
+
+@pytest.mark.parametrize("own", [None, 1.0, 3.0])
+def test_answers_of_all_models_that_there_are_are_compared(own, monkeypatch):
+    theirs, ours = float("nan"), 1.0
+    answers = {model: ours if name in ("tiercel", "own") else theirs for name, model in MODELS.items()}
+    answers[MODELS["own"]] = own
+    models = {name: model for name, model in MODELS.items() if own is not None or name != "own"}
+    client = Answers({model: answers[model] for model in models.values()})
+    monkeypatch.setattr(served_module.triton_grpc, "InferenceServerClient", lambda url: client)
+    if own == 3:
+        with pytest.raises(BenchError, match=r"'own' answers x = 3.0, but 'tiercel' 1.0"):
+            compare_answers("url", "three", models, [{}])
+    else:
+        compare_answers("url", "three", models, [{}])
+    client.answers[MODELS["columns"]] = 2.0
+    with pytest.raises(BenchError, match=r"'columns' answers x = 2.0, but 'workflow' nan"):
+        compare_answers("url", "three", models, [{}])
+    del client.answers[MODELS["executor"]]
+    with pytest.raises(BenchError, match=r"model 'executor_model': a request failed: unknown model"):
+        compare_answers("url", "three", models, [{}])
 
 
 def test_served_without_a_limit_only_informs():

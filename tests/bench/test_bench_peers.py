@@ -6,8 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from benchmarks.peers import environment
 from benchmarks.peers.environment import find_python
 from benchmarks.peers.http_load import HttpJob, send_http
+from tiercel_serving.errors import BenchError
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -55,6 +57,25 @@ def test_a_refusal_ends_it(port):
 
 def test_a_python_that_is_named_is_taken(tmp_path):
     assert find_python(tmp_path / "python", tmp_path / "none") == tmp_path / "python"
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").touch()
-    assert find_python(None, tmp_path) == tmp_path / "bin" / "python"
+
+
+@pytest.mark.parametrize("broken", ["venv", "pip"])
+@pytest.mark.parametrize("error", [BenchError, KeyboardInterrupt])
+def test_an_environment_that_was_not_finished_is_built_again(broken, error, tmp_path, monkeypatch):
+    python, commands, breaks = tmp_path / "bin" / "python", [], [True]
+
+    def run(command):
+        commands.append(command[2])
+        python.parent.mkdir(exist_ok=True)
+        python.touch()
+        if breaks[0] and command[2] == broken:
+            raise error
+
+    monkeypatch.setattr(environment, "_run", run)
+    with pytest.raises(error):
+        find_python(None, tmp_path)
+    breaks[0] = False
+    commands.clear()
+    for _ in range(2):
+        assert find_python(None, tmp_path) == python
+        assert commands == ["venv", "pip"]

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from benchmarks.stages.__main__ import app
 from benchmarks.stages.ordering import STEPS
 from benchmarks.stages.report import LIMITS_US, READS, StagesReport, StepTimes
-from benchmarks.stages.tradeoff import STRENGTHS, compared, recipe
+from benchmarks.stages.tradeoff import AT, STRENGTHS, compared, figures, recipe
+from tiercel_pipelines.offline.metrics import Relevance
+from tiercel_serving.columns import Column
 from tiercel_serving.reorder.per_request import per_request
 from tiercel_serving.reorder.table import REORDER
 
@@ -58,3 +60,12 @@ def test_curves_are_compared_at_the_same_diversity() -> None:
     named = {one.name: one for one in per_request(recipe().serving.reorder)}
     for name, strengths in STRENGTHS.values():
         assert all(named[name].low <= strength <= named[name].high for strength in strengths)
+
+
+def test_figures_of_lists_and_of_none() -> None:
+    genres = Column(np.array([0, 1, 0, 2]), None, np.array([0, 1, 2, 3, 4, 4]))
+    relevance = Relevance.from_pairs([0], [1], 1)
+    lists = np.full((1, AT), 4)
+    assert figures(lists, {"genres": genres}, relevance, 4)["gini"] == 0
+    lists[0, :2] = 1, 3
+    assert figures(lists, {"genres": genres}, relevance, 4)["gini"] == 0.5

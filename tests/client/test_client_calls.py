@@ -165,6 +165,7 @@ def test_similar_items_of_a_fake(make: Make) -> None:
     recommender, _ = make({"related": {3: [1, 4, 2], 1: [3, 2]}})
     assert [(one.item_id, one.title) for one in recommender.related(3, k=2)] == [(1, "Heat"), (4, None)]
     assert [one.item_id for one in recommender.related([3, 1], exclude=[4])] == [2]
+    assert [one.item_id for one in recommender.related(np.int64(3))] == [1, 4, 2]
     assert recommender.related(99) == ()
     with pytest.raises(NotFound, match=r"ServingSettings\(related=…\)"):
         make()[0].related(3)

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from container.entry_point import DOCKER, Container, tool
+from tiercel_serving.settings import ServingSettings
 
 DASHBOARD = json.loads((DOCKER / "grafana/dashboards/tiercel.json").read_text(encoding="utf-8"))
 ALERTS = DOCKER / "prometheus/alerts.yaml"
@@ -37,6 +38,14 @@ def panels() -> list[dict[str, Any]]:
 
 def alerts() -> dict[str, str]:
     return {rule["alert"]: rule["expr"] for group in read(ALERTS)["groups"] for rule in group["rules"]}
+
+
+def test_settings_that_descriptions_name_are_those_of_recipes() -> None:
+    rules = [rule for group in read(ALERTS)["groups"] for rule in group["rules"]]
+    said = {rule["alert"]: rule["annotations"]["description"] for rule in rules}
+    assert "recipe's serving." in said["TiercelShortLists"]
+    for name in re.findall(r"\bserving\.(\w+)", " ".join(said.values())):
+        assert name in ServingSettings.__struct_fields__
 
 
 def drawn() -> dict[str, str]:

@@ -97,6 +97,22 @@ def test_columns_that_no_program_reads() -> None:
         column_from_series(wide, infer_column(wide, "x", "items"))
 
 
+@pytest.mark.parametrize("code", np.typecodes["AllInteger"] + "efd")
+@pytest.mark.parametrize("as_arrays", [True, False])
+def test_lists_of_every_width_that_no_program_reads(code: str, as_arrays: bool) -> None:
+    rows = [np.array([1, 2], code), np.array([3], code)]
+    series = pd.Series(rows if as_arrays else [list(row) for row in rows], dtype=object)
+    column = infer_column(series, "x", "items")
+    assert (column.dtype, column.is_list) == ("float64" if code in "efd" else "int64", True)
+    assert column_from_series(series, column).values.tolist() == [1, 2, 3]
+
+
+def test_lists_of_numbers_beyond_the_widest() -> None:
+    wide = pd.Series([np.array([1, 2**63], np.uint64)])
+    with pytest.raises(ExportInputError, match=f"column 'x'.*{2**63}"):
+        column_from_series(wide, infer_column(wide, "x", "items"))
+
+
 @pytest.mark.parametrize("value", [1.5, "5", 1e300, float("inf"), -1e19])
 def test_what_is_no_integer(value: Any) -> None:
     for series in (pd.Series([value], dtype=object), pd.Series([value])):

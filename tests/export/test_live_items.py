@@ -16,6 +16,7 @@ from small_release import SETTINGS, Parts, small_release
 from typer.testing import CliRunner
 
 from tiercel_client.errors import InvalidInput
+from tiercel_export.release.build import build_release, plan_release
 from tiercel_export.workflow.frames import columns_from_frame
 from tiercel_serving.commands.cli import app
 from tiercel_serving.errors import InvalidSettings, StoreDamaged, StoreUnavailable
@@ -37,6 +38,16 @@ NEW = {"kind": "book", "tags": ["a", "e"], "price": 12.5, "stock": 4, "title": "
 def made(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Release:
     settings = msgspec.structs.replace(SETTINGS, added_items=ROOM, related=("towers",))
     return small_release(tmp_path_factory.mktemp("live") / "small", parts, settings=settings, verify=False)
+
+
+def test_stages_on_a_device_take_no_new_items(parts: Parts, tmp_path: Path) -> None:
+    arguments = parts.arguments()
+    arguments["settings"] = msgspec.structs.replace(SETTINGS, added_items=ROOM)
+    said = rf"settings.added_items: {ROOM}, but stages on a device \(target 'torch'\) take no new items"
+    with pytest.raises(InvalidSettings, match=said):
+        plan_release(**arguments, target="torch")
+    with pytest.raises(InvalidSettings, match=said):
+        build_release(tmp_path / "made", **arguments, target="torch")
 
 
 class Live:

@@ -97,6 +97,32 @@ def test_int8_is_what_numpy_computes() -> None:
     np.testing.assert_allclose(run(model, IDS[:4]), want, atol=1e-4)
 
 
+def old(operator: str, **attributes: Any) -> onnx.ModelProto:
+    """Return a graph of operator set 11 that ends with an operator."""
+    model = network()
+    model.graph.node.append(helper.make_node(operator, ["score"], ["last"], **attributes))
+    model.graph.output[0].name = "last"
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model.opset_import[0].version = 11
+    return model
+
+
+@pytest.mark.parametrize("precision", EIGHT_BITS)
+def test_an_older_graph_is_converted(precision: str) -> None:
+    model = old("Unsqueeze", axes=[3])
+    before = model.SerializeToString()
+    made = quantized(precision, model)
+    assert model.SerializeToString() == before
+    onnx.checker.check_model(made, full_check=True)
+    assert {opset.version for opset in made.opset_import} == {EIGHT_BITS[precision].opset}
+    np.testing.assert_array_equal(run(made, IDS), run(quantized(precision), IDS)[..., None])
+
+
+def test_an_older_graph_that_cannot_be_converted_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"ranking: .* from operator set 11 to 13 .* again with opset 18"):
+        quantized("int8", old("Upsample"))
+
+
 def narrow() -> onnx.ModelProto:
     """Return a graph whose only product has 8 columns."""
     return network(w1=WEIGHTS["w1"][:, :8], b1=WEIGHTS["b1"][:8], w2=WEIGHTS["w2"][:, :8])

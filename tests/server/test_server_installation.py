@@ -1,3 +1,5 @@
+"""Where a Triton and a libpython are found, and what is missing where they are not."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Triton's log: the reasons of failures, taken ports, and its last lines."""
+
 from __future__ import annotations
 
 from tiercel_serving.supervise.log import all_unloaded, failure_reasons, port_in_use, tail

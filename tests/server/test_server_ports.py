@@ -1,3 +1,5 @@
+"""Ports that are held until a server takes them, and addresses that a host stands for."""
+
 from __future__ import annotations
 
 import socket

@@ -200,6 +200,11 @@ GRAPHS: dict[str, list[tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ..
             (3, 5),
         ),
         ([node("Slice", "x a b axis")], {"a": ints(1), "b": ints(99), "axis": ints(-1)}, (6, 4)),
+        (
+            [node("Slice", "x a b - by")],
+            {"a": ints(0, 0, 1), "b": ints(99, 99, 5), "by": ints(1, 2, 1)},
+            (3, 4),
+        ),
     ],
     "Softmax": [([node("Softmax", "y", axis=-1)], {}, SAME), ([node("Softmax", "y", axis=1)], {}, SAME)],
     "Split": [
@@ -264,8 +269,23 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...]]]
     "both are computed": ([node("Equal", "ids ids", "made"), cast()], {}, (4, 3)),
     "not float32": ([node("Less", "ids many", "made"), cast()], {"many": ints(1 << 25)}, (4, 3)),
     "lie unevenly": ([node("Gather", "x at", axis=1)], {"at": ints(0, 1, 3)}, (3, 5)),
+    "a gather of nothing": (
+        [node("Gather", "x at", "none", axis=1), node("ReduceSum", "none one", keepdims=0)],
+        {"at": ints(), "one": ints(1)},
+        (5,),
+    ),
     "a cast from float32 to INT64": ([node("Cast", "x", "made", to=TensorProto.INT64), cast()], {}, SAME),
     "neither square nor root": ([node("Pow", "x three")], {"three": np.float32(3)}, SAME),
+    "3 outputs of LayerNormalization": (
+        [node("LayerNormalization", "x scale", "out mean deviation")],
+        {"scale": WIDE[:, 0]},
+        SAME,
+    ),
+    "2 outputs of LayerNormalization": (
+        [helper.make_node("LayerNormalization", ["x", "scale"], ["out", ""])],
+        {"scale": WIDE[:, 0]},
+        SAME,
+    ),
     "the operator RandomNormal": (
         [node("RandomNormal", "", "made", shape=[1, 6, 5]), node("Add", "made x")],
         {},
@@ -285,6 +305,37 @@ def test_what_loops_cannot_do_stays_onnx_runtimes(said: str, tmp_path: Path) -> 
     onnx.save(model(*REFUSED[said]), tmp_path / Onnx.file)
     assert said in lower(tmp_path / Onnx.file)
     assert isinstance(Onnx.open(tmp_path / Onnx.file, ["out"]), OnnxEngine)
+
+
+@pytest.mark.parametrize("absent", [True, False])
+@pytest.mark.parametrize("noop", [0, 1])
+@pytest.mark.parametrize("operator", ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2"])
+def test_a_reduction_without_axes_is_onnx_runtimes(
+    operator: str, noop: int, absent: bool, tmp_path: Path
+) -> None:
+    """ONNX Runtime reduces over all axes, users too, or over none."""
+    reduced = node(operator, "y" if absent else "y a", "all", noop_with_empty_axes=noop)
+    constants = {} if absent else {"a": ints()}
+    onnx.save(model([reduced, node("Sub", "y all")], constants, SAME), tmp_path / Onnx.file)
+    assert lower(tmp_path / Onnx.file) == f"{operator} without axes"
+    arrays = {"y": batch(3)["y"]}
+    got = OnnxEngine(tmp_path / Onnx.file, ["out"], 1).run(arrays)["out"]
+    reduce = {"ReduceSum": np.sum, "ReduceMean": np.mean, "ReduceMax": np.max, "ReduceL2": np.linalg.norm}
+    if not noop:
+        np.testing.assert_allclose(got, arrays["y"] - reduce[operator](arrays["y"]), rtol=1e-4, atol=1e-4)
+    elif operator != "ReduceL2":  # of which some versions of ONNX Runtime return the magnitude
+        assert not got.any()
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_squeeze_without_axes_is_onnx_runtimes(absent: bool, tmp_path: Path) -> None:
+    squeezed = node("Squeeze", "m" if absent else "m a")
+    constants = {"two": ints(2)} if absent else {"two": ints(2), "a": ints()}
+    onnx.save(model([node("Unsqueeze", "y two", "m"), squeezed], constants, SAME), tmp_path / Onnx.file)
+    assert lower(tmp_path / Onnx.file) == "Squeeze without axes"
+    arrays = {"y": batch(3)["y"]}
+    got = OnnxEngine(tmp_path / Onnx.file, ["out"], 1).run(arrays)["out"]
+    np.testing.assert_array_equal(got, arrays["y"])
 
 
 def test_loops_run_where_they_were_built_with_one_thread(

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UnsupportedOperator
 from ..lowering.expressions import REFUSED, Columns, Expression
 from ..lowering.table import TABLE, key_of
-from ..workflow.cut import CompiledProgram, WorkflowParts, compile_workflow, trace_part
+from ..workflow.cut import CompiledProgram, WorkflowParts, compile_workflow, refuse_lost, trace_part
 from .program import Origins, PartPlan, Refusal, Vanished, explain_program
 
 
@@ -53,7 +53,7 @@ def explain_workflow(cut: WorkflowParts, *, part: str | None = None) -> Workflow
     Raises
     ------
     WorkflowError
-        Its fitted state can't be read.
+        Its fitted state can't be read, or no operator makes an output column.
     """
     parts, programs = [], []
     for name in ("user", "item"):
@@ -68,6 +68,7 @@ def explain_workflow(cut: WorkflowParts, *, part: str | None = None) -> Workflow
 def _explain_part(cut: WorkflowParts, part: str) -> tuple[PartPlan, CompiledProgram]:
     names = cut.output_names(part)
     seen = _observe(cut, part)
+    refuse_lost(names, seen.outputs)
     refused = tuple(
         _refusal(name, dict(seen.outputs[name].own)["error"])
         for name in names

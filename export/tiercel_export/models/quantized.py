@@ -25,12 +25,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from tiercel_serving.spec import Array, Arrays
 
 from ..errors import ExportError, ExportInputError
 from .casts import NARROW, drop_unused, refuse_control_flow
+from .onnx import OPSET
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,15 @@ def quantize_graph(
     Raises
     ------
     ExportError
-        No product is wide enough to benefit, or the graph has control flow.
+        No product is wide enough to benefit, the graph has control flow, or it is of an old operator set and
+        can't be converted.
     ExportInputError
         ``requests`` is empty.
     """
     refuse_control_flow(model, precision)
-    products = wide_products(model)
+    row = EIGHT_BITS[precision]
+    made = _converted(model, row.opset, what)
+    products = wide_products(made)
     if not products:
         raise ExportError(
             f"{what}: no layer of it takes and gives {NARROW} columns or more, so nothing would "
@@ -167,14 +171,7 @@ def quantize_graph(
             f"{what}: {precision} learns its scales from requests of known users, and there are none; give "
             "users and interactions, or export in half precision, which needs no requests"
         )
-    scales = (find_scales or modelopt_scales)(products, precision, _observed(model, products, requests))
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    row = EIGHT_BITS[precision]
-    for opset in made.opset_import:
-        if opset.domain in ("", "ai.onnx"):
-            # From opset 18 to 19, the operators in our graphs only gained types.
-            opset.version = max(opset.version, row.opset)
+    scales = (find_scales or modelopt_scales)(products, precision, _observed(made, products, requests))
     nodes, rewritten = list(made.graph.node), dict(zip((p.node for p in products), scales, strict=True))
     del made.graph.node[:]
     for place, node in enumerate(nodes):
@@ -184,6 +181,25 @@ def quantize_graph(
     made.ir_version = max(made.ir_version, LEAST_IR)
     drop_unused(made)
     del made.graph.value_info[:]
+    return made
+
+
+def _converted(model: onnx.ModelProto, opset: int, what: str) -> onnx.ModelProto:
+    """Return a copy of the graph in at least an operator set."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for one in made.opset_import:
+        if one.domain in ("", "ai.onnx") and one.version < opset:
+            if one.version >= OPSET:  # from it on, the operators in our graphs only gained types
+                one.version = opset
+                continue
+            try:
+                return version_converter.convert_version(model, opset)
+            except Exception as error:
+                raise ExportError(
+                    f"{what}: it can't be converted from operator set {one.version} to {opset} "
+                    f"({str(error).strip()}); export it again with opset {OPSET}"
+                ) from error
     return made
 
 

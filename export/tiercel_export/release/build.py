@@ -181,11 +181,7 @@ def build_release(
     goal = make_goal(name, target, engine, layout, runner, origin or {}, tasks)
     refuse_unmakeable(target, engine)
     check_onnx(goal.engine, retrieval, ranker)
-    if settings is not None and settings.added_items and find_target(target).device is not None:
-        raise InvalidSettings(
-            f"settings.added_items: {settings.added_items}, but stages on a device (target {target!r}) take "
-            "no new items; leave it 0, or take the target cpu"
-        )
+    _refuse_added_items(settings, target)
     inputs = check_inputs(
         items=items,
         users=users,
@@ -278,6 +274,7 @@ def plan_release(
     step(0)
     goal = make_goal(name, target, engine, layout, runner, origin or {}, tasks)
     check_onnx(goal.engine, retrieval, ranker)
+    _refuse_added_items(settings, target)
     inputs = check_inputs(
         items=items,
         users=users,
@@ -289,6 +286,14 @@ def plan_release(
     )
     parts = _prepare(inputs, workflow, features, ranker, goal.tasks, step)
     return _manifest(goal, new_build_id(), inputs, parts.programs, parts.tables, parts.models, {})
+
+
+def _refuse_added_items(settings: ServingSettings | None, target: str) -> None:
+    if settings is not None and settings.added_items and find_target(target).device is not None:
+        raise InvalidSettings(
+            f"settings.added_items: {settings.added_items}, but stages on a device (target {target!r}) take "
+            "no new items; leave it 0, or take the target cpu"
+        )
 
 
 class _Step(Protocol):

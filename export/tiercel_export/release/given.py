@@ -325,9 +325,13 @@ def _kinds_in_lists(rows: pd.Series) -> set[type]:
     return set(map(type, chain.from_iterable(rows))) - {type(None)}
 
 
+#: Whole numbers of Python, and of NumPy in every width.
+_WHOLE: set[type] = {int, *(np.dtype(code).type for code in np.typecodes["AllInteger"])}
+
+#: dtype → the types of its values.
 _PYTHON_TYPES: tuple[tuple[str, set[type]], ...] = (
     ("bool", {bool, np.bool_}),
-    ("int64", {int, np.int64, np.int32}),
-    ("float64", {int, float, np.int64, np.int32, np.float64, np.float32}),
+    ("int64", _WHOLE),
+    ("float64", {*_WHOLE, float, np.float64, np.float32, np.float16}),
     ("bytes", {str, bytes}),
 )

@@ -6,7 +6,7 @@ typed expression of the inputs (``trace.py``) → schedule (``program.py``) → 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -328,16 +328,21 @@ def compile_workflow(
         cut = cut_workflow(workflow, parts=parts, target_encoding=target_encoding, rows=rows)
     names = cut.output_names(part)
     traced = trace_part(cut, part)
+    refuse_lost(names, traced)
+    outputs = [_output(cut.workflow, name, traced[name], (list_lengths or {}).get(name)) for name in names]
+    inputs = [{**column, "part": cut.input_part(column["name"], part)} for column in _inputs(cut, outputs)]
+    document, arrays = schedule(part, inputs, outputs)
+    return CompiledProgram(document, arrays)
+
+
+def refuse_lost(names: Sequence[str], traced: Columns) -> None:
+    """Raise WorkflowError if no operator makes an output column."""
     lost = [name for name in names if name not in traced]
     if lost:
         raise WorkflowError(
             f"no operator of the workflow makes its output columns {lost}, so that NVTabular's transform "
             "raises too; if remove_inputs took their columns away, fit a workflow without them"
         )
-    outputs = [_output(cut.workflow, name, traced[name], (list_lengths or {}).get(name)) for name in names]
-    inputs = [{**column, "part": cut.input_part(column["name"], part)} for column in _inputs(cut, outputs)]
-    document, arrays = schedule(part, inputs, outputs)
-    return CompiledProgram(document, arrays)
 
 
 def trace_part(cut: WorkflowParts, part: str | None, observe: Observer | None = None) -> Columns:

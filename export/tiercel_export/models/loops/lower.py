@@ -84,7 +84,10 @@ def _add(lowering: Lowering, node: onnx.NodeProto) -> None:
     if write is None or node.domain not in ("", "ai.onnx"):
         raise Refused(f"the operator {node.op_type}")
     made = write(lowering, node, _attributes(node))
-    lowering.values.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=True))
+    values = made if isinstance(made, tuple) else (made,)
+    if len(node.output) != len(values):
+        raise Refused(f"{len(node.output)} outputs of {node.op_type}")
+    lowering.values.update(zip(node.output, values, strict=True))
 
 
 def _put(put: onnx.ValueInfoProto) -> Put:

@@ -40,11 +40,17 @@ def flatten(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) ->
 
 
 def axes_of(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes, rank: int) -> list[int]:
-    """Return the axes of a node, as its attribute or its second input says them; all without either."""
+    """Return the axes of a node, as given by its attribute or its second input; refuse a node without any.
+
+    No axes, or an empty list, means all axes to some operators, which includes that of the users; only axes
+    of size 1 to Squeeze; and none with ``noop_with_empty_axes``.
+    """
     axes: Any = attributes.get("axes")
     if len(node.input) > 1 and node.input[1]:
         axes = lowering.known(node.input[1]).reshape(-1).tolist()
-    return sorted(axis % rank for axis in (range(rank) if axes is None else axes))
+    if not axes:
+        raise Refused(f"{node.op_type} without axes")
+    return sorted(axis % rank for axis in axes)
 
 
 def squeeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
@@ -84,9 +90,9 @@ def slice_(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> 
     """Return parts of axes."""
     value = lowering.value(node.input[0])
     begins, ends = (lowering.known(name).tolist() for name in node.input[1:3])
-    rest = [lowering.known(name).tolist() for name in node.input[3:] if name]
-    axes = rest[0] if rest else list(range(len(begins)))
-    strides = rest[1] if len(rest) > 1 else [1] * len(begins)
+    places, by = [*node.input[3:], "", ""][:2]
+    axes = lowering.known(places).tolist() if places else list(range(len(begins)))
+    strides = lowering.known(by).tolist() if by else [1] * len(begins)
     for axis, begin, end, stride in zip(axes, begins, ends, strides, strict=True):
         value = cut(value, axis % len(value.shape), range(value.shape[axis])[slice(begin, end, stride)])
     return value
@@ -113,6 +119,8 @@ def split(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> t
 
 def chosen(value: Value, axis: int, places: Array) -> Value:
     """Return one place along an axis, which goes, or several that lie evenly."""
+    if not places.size:
+        raise Refused("a gather of nothing")
     axis, flat = axis % len(value.shape), places.reshape(-1) % value.shape[axis]
     stride = int(flat[1] - flat[0]) if len(flat) > 1 else 1
     if places.ndim > 1 or stride == 0 or (np.diff(flat) != stride).any():
