@@ -547,6 +547,8 @@ def test_stores_as_text(tmp_path: Path, variant: str, monkeypatch: pytest.Monkey
     ):
         with pytest.raises(InvalidSettings, match=r"^store "):
             read_store(wrong)
+    with pytest.raises(InvalidSettings, match=r"'memory_mapped:/x': .* live values embedded:FOLDER"):
+        read_store("memory_mapped:/x")
     with pytest.raises(KindUnavailable, match="no store 'reddis'"):
         read_store("reddis:x")
 
