@@ -106,7 +106,7 @@ class Tensors:
         """The tensors of a user: packed features and history."""
         packed, length, pad = self.packed, self.settings.history_length, self.catalogue.items
         shown = len(self.settings.history_columns)
-        return _withoutempty_of(
+        return _without_empty(
             TensorSpec("user_cat", "int64", (len(packed.user_cat),), doc="Category ids of the user."),
             TensorSpec("user_num", "float32", (len(packed.user_num),), doc="Numbers of the user."),
             *(_packed_list("user", entry) for entry in packed.user_lists),
@@ -119,7 +119,7 @@ class Tensors:
     def item(self) -> tuple[TensorSpec, ...]:
         """The packed features of the K candidates."""
         packed, k = self.packed, self.settings.kept
-        return _withoutempty_of(
+        return _without_empty(
             TensorSpec("item_cat", "int64", (k, len(packed.item_cat)), doc="Category ids."),
             TensorSpec("item_num", "float32", (k, len(packed.item_num)), doc="Numbers."),
             *(_packed_list("item", entry, k) for entry in packed.item_lists),
@@ -348,5 +348,5 @@ def _named(stage: str, known: Sequence[TensorSpec], names: Iterable[str]) -> tup
     return tuple(tensors[name] for name in wanted)
 
 
-def _withoutempty_of(*tensors: TensorSpec) -> tuple[TensorSpec, ...]:
+def _without_empty(*tensors: TensorSpec) -> tuple[TensorSpec, ...]:
     return tuple(tensor for tensor in tensors if 0 not in tensor.dims)
