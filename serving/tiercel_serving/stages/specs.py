@@ -353,4 +353,5 @@ def _named(stage: str, known: Sequence[TensorSpec], names: Iterable[str]) -> tup
 
 
 def _without_empty(*tensors: TensorSpec) -> tuple[TensorSpec, ...]:
+    """Return the tensors without those of width zero."""
     return tuple(tensor for tensor in tensors if 0 not in tensor.dims)
