@@ -175,9 +175,7 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     excluded = TensorSpec("excluded_row", "int64", (-1,), pad=pad, doc=doc)
     retrieved = (
         TensorSpec("retrieved_row", "int64", (n,), pad=pad, doc="Rows of the candidates, best first."),
-        TensorSpec(
-            "retrieval_score", "float32", (n,), doc="Their scores, on the first scoring source's scale."
-        ),
+        TensorSpec("retrieval_score", "float32", (n,), doc="Scores, scaled as the first scoring source's."),
         TensorSpec("source", "int32", (n,), doc="Number of the source, from 1; 0: empty slot."),
     )
     explained = (
