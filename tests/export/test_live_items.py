@@ -19,7 +19,7 @@ from tiercel_client.errors import InvalidInput
 from tiercel_export.release.build import build_release, plan_release
 from tiercel_export.workflow.frames import columns_from_frame
 from tiercel_serving.commands.cli import app
-from tiercel_serving.errors import InvalidSettings, StoreDamaged, StoreUnavailable
+from tiercel_serving.errors import InvalidSettings, MachineFault, StoreDamaged, StoreUnavailable
 from tiercel_serving.live_items.journal import ITEMS_KEY, Entry, Journal
 from tiercel_serving.live_items.store import ItemStore
 from tiercel_serving.release.opened import Release, open_release
@@ -220,6 +220,22 @@ def test_a_process_that_has_not_heard_of_an_item_looks_when_it_is_named(live: Li
     sent = {name: after[name] for name in ("kept_row", "kept_score", "rank_score", "status")}
     out, _ = last.run({**sent, "k": np.array([[12]], np.int32)})
     np.testing.assert_array_equal(out["item_id"], after["item_id"])
+
+
+def test_a_machines_fault_while_it_looks_leaves_what_was_known(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.store.withdraw([500])
+    live.ask()
+    items = live.release.live_items
+    assert items is not None
+
+    def read(keys: list[bytes]) -> list[bytes | None]:
+        raise MachineFault("store: Input/output error while reading the store")
+
+    monkeypatch.setattr(items._records, "read", read)
+    items.take_up(newest=items.table.own + len(items.overlay.keys))
+    assert 500 not in ids(live.ask())
 
 
 def test_a_later_release_takes_over(live: Live, parts: Parts, tmp_path: Path) -> None:

@@ -137,7 +137,8 @@ def user_features(tiny: Tiny, ask: Ask) -> dict[str, Any]:
         now = time.time() if ask.now is None else ask.now
         said = days.default if ask.again_days is None else ask.again_days
         times = {item: had_at(place) for place, item in enumerate(tiny.history[row] if row < users else [])}
-        had = {item for item in had if item in times and now - times[item] < said * DAY_S}
+        # Times in the future count as now, so that with 0 days they may come too.
+        had = {item for item in had if item in times and max(now - times[item], 0.0) < said * DAY_S}
         excluded = set(rows_of(ask.exclude)) if said == 0 else excluded
     every = set(range(pad))
     only = every if ask.include is None else set(rows_of(ask.include))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import msgspec
 import numpy as np
 import pytest
@@ -23,9 +27,9 @@ from tiercel_serving.runtime.chain import Chain
 from tiercel_serving.settings import KNOWN, UNKNOWN
 from tiercel_serving.stages.explain_items import EXCLUDED, HAD
 from tiercel_serving.stores.chosen import read_store, write_store
-from tiercel_serving.stores.embedded import Embedded
+from tiercel_serving.stores.embedded import Embedded, Overlay
 from tiercel_serving.stores.feature_store import FeatureStore, Line, LiveUser
-from tiercel_serving.stores.live import LiveUsers
+from tiercel_serving.stores.live import UNAVAILABLE, LiveUsers
 from tiercel_serving.stores.schema import Schema, user_columns
 from tiercel_serving.stores.table import STORES, StoreKind
 
@@ -488,6 +492,34 @@ def test_a_line_that_is_none_is_named(live: Live, line: str, message: str) -> No
         live.store.load(['{"user_id": 10, "values": {"age": 3}}', line])
 
 
+class Broken:
+    """An LMDB environment whose reads fail."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def begin(self) -> Any:
+        raise lmdb.Error(f"mdb_txn_begin: {self.why}")
+
+
+@ONE
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.EACCES, errno.EMFILE])
+def test_a_fault_of_the_machine_fails_no_request(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, gone: bool
+) -> None:
+    user = live.users[0]
+    live.store.append(user, live.items[:1])
+    records = live.release.open_records(Embedded(path=str(tmp_path / "store")))
+    assert isinstance(records, Overlay)
+    monkeypatch.setattr(records, "_env", Broken(os.strerror(number)))
+    if gone:
+        shutil.rmtree(tmp_path / "store")
+    live.chain.run({"user_id": live.ids([live.users[1]])[:, None]})
+    same(live.ask([user]), live.ask([user], plain=True))
+    assert live.release.store.fallbacks[UNAVAILABLE] == 2
+
+
 @ONE
 def test_stores_as_text(tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -515,6 +547,8 @@ def test_stores_as_text(tmp_path: Path, variant: str, monkeypatch: pytest.Monkey
     ):
         with pytest.raises(InvalidSettings, match=r"^store "):
             read_store(wrong)
+    with pytest.raises(InvalidSettings, match=r"'memory_mapped:/x': .* live values embedded:FOLDER"):
+        read_store("memory_mapped:/x")
     with pytest.raises(KindUnavailable, match="no store 'reddis'"):
         read_store("reddis:x")
 

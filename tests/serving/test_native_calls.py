@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from native_build import open_compiled, run_sanitized
+from native_build import compile_native, open_compiled, run_sanitized
+
+from tiercel_serving import native
 
 
 def refused_calls(functions):
@@ -27,6 +29,13 @@ def refused_calls(functions):
 
 def test_what_does_not_fit_is_refused():
     refused_calls(open_compiled())
+
+
+def test_a_signature_of_two_tuples_is_refused(tmp_path, monkeypatch):
+    """A call has room for the arrays of one."""
+    monkeypatch.setattr(native, "ARGUMENTS", {"mark": "tnpt"})
+    with pytest.raises(TypeError, match="at most one tuple of arrays, got tnpt"):
+        native.open_library(compile_native(tmp_path, "-O1"))
 
 
 SANITIZED = """

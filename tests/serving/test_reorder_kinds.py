@@ -246,49 +246,6 @@ def test_weights_that_do_not_fit() -> None:
     assert "has no tasks" in str(WeightedSum((1.0,)).misfits(0)[0])
 
 
-# ``constrained_sum``
-
-
-def test_the_multiplier_is_the_least_that_keeps_the_floor() -> None:
-    rng = np.random.default_rng(0)
-    lists = [rng.normal(size=(30, 2)).astype(np.float32) for _ in range(40)]
-
-    def means(weight: float) -> tuple[float, float]:
-        best = [one[np.argsort(-(one[:, 0] + weight * one[:, 1]))[:5]].mean(axis=0) for one in lists]
-        first, second = np.mean(best, axis=0)
-        return float(first), float(second)
-
-    most = float(np.mean([np.sort(one[:, 1])[-5:].mean() for one in lists]))
-    before = -1.0
-    for share in (0.0, 0.3, 0.6, 0.9, 1.0):
-        weight = ConstrainedSum(share=share).solved(lists, 5).multiplier
-        assert weight is not None
-        assert weight >= before
-        floor = means(0.0)[1] + share * (most - means(0.0)[1])
-        assert means(weight)[1] >= floor - 1e-5
-        if weight:
-            assert means(weight * 0.99)[1] < floor, "a smaller one would not do"
-        before = weight
-    given = ConstrainedSum(multiplier=0.5)
-    assert given.solved(lists, 5) is given
-    assert ConstrainedSum().solved([], 5).multiplier is None
-
-
-@pytest.mark.parametrize(
-    ("step", "message"),
-    [
-        (ConstrainedSum(1, 1), "floor: 1 is the task that is maximised"),
-        (ConstrainedSum(share=1.5), "share"),
-        (ConstrainedSum(multiplier=-1.0), "multiplier: expected a number from 0 on"),
-        (ConstrainedSum(multiplier=float("nan")), "multiplier: expected a number from 0 on"),
-    ],
-)
-def test_constraints_that_are_none(step: ConstrainedSum, message: str) -> None:
-    [problem] = step.problems()
-    assert message in str(problem)
-    assert "no task 1: the ranker has 1" in str(ConstrainedSum().misfits(1)[0])
-
-
 # exploration
 
 

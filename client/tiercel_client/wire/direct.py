@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from .header_blocks import header_block
 from .http2 import Http2, Untouched
@@ -254,7 +255,7 @@ class Connection:
 
 def _connected(host: str, port: int, ends: float) -> socket.socket:
     """Return a socket connected to one of a host's addresses; each gets an equal share of the time left."""
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = _addresses(host, port, ends)
     for tried, (family, kind, protocol, _, address) in enumerate(addresses):
         connection = socket.socket(family, kind, protocol)
         try:
@@ -268,3 +269,28 @@ def _connected(host: str, port: int, ends: float) -> socket.socket:
         else:
             return connection
     raise failed
+
+
+def _addresses(host: str, port: int, ends: float) -> list[Any]:
+    """Return a host's addresses as ``socket.getaddrinfo`` does; raise TimeoutError at the deadline."""
+    if host == "localhost":
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    with suppress(socket.gaierror):  # the host is a name
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    found: list[Any] = []
+
+    def look_up() -> None:
+        try:
+            found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            found.append(error)
+
+    # A lookup can't be interrupted, and may take longer than the call.
+    thread = threading.Thread(target=look_up, name="tiercel-lookup", daemon=True)
+    thread.start()
+    thread.join(max(ends - time.monotonic(), 0))
+    if not found:
+        raise TimeoutError
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return list(found[0])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ..engines.table import Engine
-from ..errors import StoreError, StoreUnavailable
+from ..errors import MachineFault, StoreError, StoreUnavailable
 from ..ranked.order import Rows
 from ..release.manifest import IdDtype
 from ..spec import Array
@@ -113,8 +113,8 @@ class LiveItems:
             self.version += 1
 
     def look(self) -> None:
-        """Read the journal if its version is new; errors of the store are ignored."""
-        with contextlib.suppress(StoreError):
+        """Read the journal if its version is new; if that fails, the last state stays in effect."""
+        with contextlib.suppress(StoreError, MachineFault):
             self._look()
 
     def _look(self) -> None:

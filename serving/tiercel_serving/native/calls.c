@@ -120,7 +120,9 @@ static PyObject* call(PyObject* self, PyObject* const* given, ssize_t count)
 EXPORT PyObject* bind_function(PyObject* self)
 {
   static PyMethodDef method = {"call", call, METHOD_FASTCALL, NULL};
-  if (strlen(PyBytes_AsString(PyTuple_GetItem(self, 1))) > MOST)
-    return PyErr_Format(PyExc_TypeError, "a function takes at most %d arguments", MOST);
+  const char* kinds = PyBytes_AsString(PyTuple_GetItem(self, 1));
+  if (strlen(kinds) > MOST) return PyErr_Format(PyExc_TypeError, "a function takes at most %d arguments", MOST);
+  if (strchr(kinds, 't') != strrchr(kinds, 't'))
+    return PyErr_Format(PyExc_TypeError, "a function takes at most one tuple of arrays, got %s", kinds);
   return PyCFunction_NewEx(&method, self, NULL);
 }

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
+from ..errors import InvalidSettings
 from ..kinds import Settings
 from ..problems import COUNT_OR_0, Problem, Range, out_of_range
 from ..ranked.order import Scores
@@ -17,8 +18,8 @@ from ..spec import Array, Arrays
 
 _SHARE = Range(0, 1)
 
-#: Most doublings of the multiplier to find one that suffices, and halvings of the remaining interval.
-_DOUBLINGS, _HALVINGS = 40, 40
+#: The multipliers that are tried until one suffices, and halvings of the remaining interval.
+_TRIED, _HALVINGS = (0.0, *(2.0**power for power in range(-20, 65))), 40
 
 
 class ConstrainedSum(Settings, frozen=True, tag="constrained_sum"):
@@ -76,19 +77,27 @@ class ConstrainedSum(Settings, frozen=True, tag="constrained_sum"):
             For each user, the scores ``[n, T]`` float32.
         k
             Number of items in an answer.
+
+        Raises
+        ------
+        InvalidSettings
+            No multiplier keeps the floor.
         """
         if self.multiplier is not None or not any(len(one) for one in lists):
             return self
         pairs = [(one[:, self.maximise], one[:, self.floor]) for one in lists if len(one)]
-        lowest, most = _mean(pairs, 0.0, k), float(np.mean([np.sort(f)[-k:].mean() for _, f in pairs]))
+        lowest, most = _mean(pairs, 0.0, k), _largest_mean(pairs, k)
         least = lowest + self.share * (most - lowest)
         # Allow for rounding of the mean.
         least -= 1e-6 * max(abs(least), abs(most - lowest))
-        below, above = 0.0, 0.0
-        for doubling in range(_DOUBLINGS):
-            if _mean(pairs, above, k) >= least:
-                break
-            below, above = above, 2.0 ** (doubling - _DOUBLINGS // 2)
+        enough = next((place for place, one in enumerate(_TRIED) if _mean(pairs, one, k) >= least), None)
+        if enough is None:
+            raise InvalidSettings(
+                f"constrained_sum: no multiplier up to {_TRIED[-1]:.3g} raises the mean of task {self.floor} "
+                f"to {least:.6g} (it goes from {lowest:.6g} to {most:.6g}); give a smaller share, or tasks "
+                "with finite scores of similar scales"
+            )
+        below, above = _TRIED[max(enough - 1, 0)], _TRIED[enough]
         for _ in range(_HALVINGS if above else 0):
             middle = (below + above) / 2
             below, above = (below, middle) if _mean(pairs, middle, k) >= least else (middle, above)
@@ -110,7 +119,15 @@ class ConstrainedSum(Settings, frozen=True, tag="constrained_sum"):
 def _mean(pairs: Sequence[tuple[Array, Array]], multiplier: float, k: int) -> float:
     """Return the mean of the second task over the best k of each list; ties go to its lower values."""
     best = [np.lexsort((-f, m + np.float32(multiplier) * f))[-k:] for m, f in pairs]
-    return float(np.mean([f[places].mean() for (_, f), places in zip(pairs, best, strict=True)]))
+    # In float64, as a rounding error must not look like a floor that is not kept.
+    return float(
+        np.mean([f[places].mean(dtype=np.float64) for (_, f), places in zip(pairs, best, strict=True)])
+    )
+
+
+def _largest_mean(pairs: Sequence[tuple[Array, Array]], k: int) -> float:
+    """Return the largest possible mean of the second task over k of each list."""
+    return float(np.mean([np.sort(f)[-k:].mean(dtype=np.float64) for _, f in pairs]))
 
 
 class ConstrainedTasks:

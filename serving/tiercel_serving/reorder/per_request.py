@@ -46,8 +46,8 @@ class PerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def tensor(self) -> TensorSpec:
         """The tensor ``[B, 1]`` that carries it."""
-        said = "" if self.default is None else f"; else {self.default:g}"
-        doc = f"{self.low:g} to {self.high:g}{said}."
+        said = "" if self.default is None else f"; default {self.default:g}"
+        doc = f"From {self.low:g} to {self.high:g}{said}."
         return TensorSpec(self.name, "float64", (1,), True, nan, doc)
 
     def in_batch(self, arrays: Arrays) -> Floats:

@@ -121,7 +121,13 @@ class Solved(Protocol):
     """A kind of step with numbers that the export solves for, over scores of some users' candidates."""
 
     def solved(self, lists: Sequence[Array], k: int) -> ReorderKind:
-        """Return the step with its numbers, given each user's scores ``[n, T]`` float32 and an answer's k."""
+        """Return the step with its numbers, given each user's scores ``[n, T]`` float32 and an answer's k.
+
+        Raises
+        ------
+        InvalidSettings
+            No numbers fulfil the constraint.
+        """
         ...
 
 

@@ -23,12 +23,12 @@ STAGE_ERRORS, REFUSED = "tiercel_stage_errors_total", "tiercel_refused_requests_
 STORE_FALLBACKS = "tiercel_store_fallbacks_total"
 SOURCE_FAILURES = "tiercel_source_failures_total"
 DESCRIPTIONS = {
-    ANSWERS: "Users answered, by what was known of them",
-    SHORT_LISTS: "Answers with fewer items than were asked for",
-    STAGE_ERRORS: "Requests that broke a stage",
-    REFUSED: "Requests refused for what they carried",
-    STORE_FALLBACKS: "Users answered without their live values, by why these could not be read",
-    SOURCE_FAILURES: "Users whose candidates other sources filled up, by the source that broke",
+    ANSWERS: "Users answered, by status: known, unknown with features, or unknown",
+    SHORT_LISTS: "Answers with fewer items than requested",
+    STAGE_ERRORS: "Requests for which a stage failed",
+    REFUSED: "Requests refused because of their contents",
+    STORE_FALLBACKS: "Users answered without their live values, by reason",
+    SOURCE_FAILURES: "Users for whom a source of candidates failed and others filled its share, by source",
 }
 
 #: Label of a stage error that happened outside of every stage.

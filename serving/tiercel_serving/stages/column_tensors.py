@@ -19,7 +19,7 @@ OF_RULES = "rule_user_"
 
 def request_tensors(column: RequestColumn) -> tuple[TensorSpec, ...]:
     """Return the request tensors of one raw column: its values, and its companion, which marks nulls."""
-    name, dtype, doc = column.tensor, column.dtype, f"Column {column.name}."
+    name, dtype, doc = column.tensor, column.dtype, f"The column {column.name}."
     if column.companion is None:
         return (TensorSpec(name, dtype, (1,), True, nan, f"{doc} NaN is null."),)
     if column.is_list:
@@ -33,7 +33,7 @@ def request_tensors(column: RequestColumn) -> tuple[TensorSpec, ...]:
 
 def list_tensors(name: str, companion: str, dtype: str, doc: str) -> tuple[TensorSpec, ...]:
     """Return the tensors of a list: its values, and the companion with its length."""
-    said = f"How many of {name} are real; -1 is null."
+    said = f"Number of real elements in {name}; -1 is a null list."
     return (
         TensorSpec(name, dtype, (-1,), True, empty_of(dtype), doc),
         TensorSpec(companion, "int32", (1,), True, -1, said, of=name, says=LENGTH_OF),

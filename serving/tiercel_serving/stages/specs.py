@@ -39,12 +39,12 @@ EXCLUDED, HISTORY = "exclude_item_ids", "history_item_ids"
 INCLUDED, CANDIDATES, EXPLAINED = "include_item_ids", "candidate_item_ids", "explain_item_ids"
 RELATED_TO = "related_item_ids"
 LISTS: Mapping[str, str] = {
-    EXCLUDED: "Raw ids that must not be recommended.",
-    HISTORY: "Raw ids, oldest first.",
-    INCLUDED: "Raw ids: nothing else may be recommended.",
-    CANDIDATES: "Raw ids: these are ranked, and nothing is searched for.",
-    EXPLAINED: "Raw ids: what became of them before the ranker is said.",
-    RELATED_TO: "Raw ids: what is like these, taken together, comes.",
+    EXCLUDED: "Raw ids of items that must not be recommended.",
+    HISTORY: "Raw ids of the items that the user interacted with, oldest first.",
+    INCLUDED: "Raw ids of the only items that may be recommended.",
+    CANDIDATES: "Raw ids of items to rank instead of searching.",
+    EXPLAINED: "Raw ids of items to explain.",
+    RELATED_TO: "Raw ids of items; items similar to all of them together are returned.",
 }
 LENGTHS: Mapping[str, str] = {name: f"{name}__length" for name in LISTS}
 PACKED: Mapping[str, str] = {name: f"{name}__packed" for name in LISTS if name not in (EXPLAINED, RELATED_TO)}
@@ -90,7 +90,7 @@ def query_stage(source: str) -> str:
 
 def time_spec(stage: str) -> TensorSpec:
     """Return the tensor ``time_us_<stage>`` float32 ``[1]``: microseconds for the whole batch."""
-    return TensorSpec(TIME_PREFIX + stage, "float32", (1,), doc=f"Microseconds spent in {stage}.")
+    return TensorSpec(TIME_PREFIX + stage, "float32", (1,), doc=f"Microseconds in {stage} for the batch.")
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,22 @@ class Tensors:
         """The tensors of a user: packed features and history."""
         packed, length, pad = self.packed, self.settings.history_length, self.catalogue.items
         shown = len(self.settings.history_columns)
-        return _withoutempty_of(
+        return _without_empty(
             TensorSpec("user_cat", "int64", (len(packed.user_cat),), doc="Category ids of the user."),
-            TensorSpec("user_num", "float32", (len(packed.user_num),), doc="Numbers of the user."),
+            TensorSpec("user_num", "float32", (len(packed.user_num),), doc="Numeric features of the user."),
             *(_packed_list("user", entry) for entry in packed.user_lists),
-            TensorSpec("history_row", "int64", (length,), pad=pad, doc="Latest items, oldest first."),
-            TensorSpec("history_length", "int32", (1,) if length else (0,), doc="Its real length."),
-            TensorSpec("history_cat", "int64", (length, shown), doc="Its category ids."),
+            TensorSpec("history_row", "int64", (length,), pad=pad, doc="Rows of latest items, oldest first."),
+            TensorSpec("history_length", "int32", (1,) if length else (0,), doc="Length of the history."),
+            TensorSpec("history_cat", "int64", (length, shown), doc="Category ids of the history."),
         )
 
     @property
     def item(self) -> tuple[TensorSpec, ...]:
         """The packed features of the K candidates."""
         packed, k = self.packed, self.settings.kept
-        return _withoutempty_of(
-            TensorSpec("item_cat", "int64", (k, len(packed.item_cat)), doc="Category ids."),
-            TensorSpec("item_num", "float32", (k, len(packed.item_num)), doc="Numbers."),
+        return _without_empty(
+            TensorSpec("item_cat", "int64", (k, len(packed.item_cat)), doc="Category ids of the items."),
+            TensorSpec("item_num", "float32", (k, len(packed.item_num)), doc="Numeric features of items."),
             *(_packed_list("item", entry, k) for entry in packed.item_lists),
         )
 
@@ -130,11 +130,11 @@ class Tensors:
         """The outputs of filtering."""
         n, k, pad = self.settings.candidates, self.settings.kept, self.catalogue.items
         return (
-            TensorSpec("kept_row", "int64", (k,), pad=pad, doc="Those that passed every rule."),
-            TensorSpec("kept_index", "int64", (k,), doc="Their places among the retrieved."),
-            TensorSpec("kept_score", "float32", (k,), doc="Their retrieval scores."),
-            TensorSpec("kept_source", "int32", (k,), doc="Their sources."),
-            TensorSpec("filter_reason", "int32", (n,), doc="Why each was kept or not."),
+            TensorSpec("kept_row", "int64", (k,), pad=pad, doc="Rows that passed every rule."),
+            TensorSpec("kept_index", "int64", (k,), doc="Their positions among the retrieved."),
+            TensorSpec("kept_score", "float32", (k,), doc="Retrieval scores of the kept."),
+            TensorSpec("kept_source", "int32", (k,), doc="Sources of the kept; see source."),
+            TensorSpec("filter_reason", "int32", (n,), doc="Why each was kept or removed."),
         )
 
     @property
@@ -164,29 +164,29 @@ def stage_specs(manifest: Manifest) -> tuple[StageSpec, ...]:
     id_dtype = catalogue.user_id_dtype
     user_id = TensorSpec("user_id", id_dtype, (1,), False, empty_of(id_dtype), "Raw user id.")
     # The first stage only checks k and the steps' numbers, so that bad requests fail before any work.
-    k = TensorSpec("k", "int32", (1,), True, settings.k_default, "How many items the answer shall have.")
-    doc = "Whether what the user already had may come."
+    k = TensorSpec("k", "int32", (1,), True, settings.k_default, "Number of items to return.")
+    doc = "Whether items that the user has already seen may be recommended."
     allow_seen = TensorSpec(ALLOW_SEEN, "bool", (1,), True, settings.allow_seen, doc)
     of_steps = tuple(one.tensor for one in per_request(settings.reorder))
     of_seen = tuple(_of_seen(settings))
     taken = {tensor.name: tensor for tensor in (*of_seen, *of_steps)}.values()
     status = TensorSpec("status", "int32", (1,), doc="0 known, 1 unknown with features, 2 unknown.")
-    doc = "Items that the request rules out, and those that were had since the release was made."
+    doc = "Rows of items that the request excludes, or that the user interacted with since the export."
     excluded = TensorSpec("excluded_row", "int64", (-1,), pad=pad, doc=doc)
     retrieved = (
-        TensorSpec("retrieved_row", "int64", (n,), pad=pad, doc="Candidates, best first."),
-        TensorSpec("retrieval_score", "float32", (n,), doc="Their scores, as the first scoring source's."),
-        TensorSpec("source", "int32", (n,), doc="1 + number of the source; 0 is empty."),
+        TensorSpec("retrieved_row", "int64", (n,), pad=pad, doc="Rows of the candidates, best first."),
+        TensorSpec("retrieval_score", "float32", (n,), doc="Scores, scaled as the first scoring source's."),
+        TensorSpec("source", "int32", (n,), doc="Number of the source, from 1; 0: empty slot."),
     )
     explained = (
         TensorSpec(
-            "explain_reason", "int32", (-1,), doc="What keeps each item that was asked for; 0 nothing."
+            "explain_reason", "int32", (-1,), doc="Why each item to explain is no candidate; 0: it is one."
         ),
         TensorSpec(
-            "explain_place", "int64", (-1,), doc="Its place among what may come, from 1; 0 is unknown."
+            "explain_place", "int64", (-1,), doc="Its rank among the allowed items, from 1; 0: unknown."
         ),
-        TensorSpec("explain_score", "float32", (-1,), doc="Its retrieval score; NaN if nothing scores it."),
-        TensorSpec("explain_detail", "bytes", (-1,), pad=b"", doc="What a failed rule saw, as JSON."),
+        TensorSpec("explain_score", "float32", (-1,), doc="Its retrieval score; NaN if no source scores it."),
+        TensorSpec("explain_detail", "bytes", (-1,), pad=b"", doc="What the failed rule read, as JSON."),
     )
     queries = []
     for source, model in manifest.queries.items():
@@ -226,7 +226,7 @@ def _id_lists(manifest: Manifest, names: Iterable[str]) -> Iterator[TensorSpec]:
     for name in names:
         yield from list_tensors(name, LENGTHS[name], dtype, LISTS[name])
         if dtype == "bytes" and name in PACKED:
-            said = f"{name}, each list packed into one element; empty is null. Send one of the two."
+            said = f"{name}, each list packed into one element; empty is null. Send only one of these."
             yield TensorSpec(PACKED[name], dtype, (1,), True, b"", said, of=name, says=PACKED_OF)
 
 
@@ -248,7 +248,9 @@ def _of_seen(settings: ServingSettings) -> Iterator[TensorSpec]:
 
 
 def _clock() -> TensorSpec:
-    return TensorSpec(NOW, "float64", (1,), True, nan, "Seconds since 1970-01-01 UTC; NaN is the clock's.")
+    return TensorSpec(
+        NOW, "float64", (1,), True, nan, "Now, in seconds since 1970-01-01 UTC; NaN: server time."
+    )
 
 
 def _asked_by_rules(manifest: Manifest, of_seen: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
@@ -267,7 +269,7 @@ def _ranking(manifest: Manifest, tensors: Tensors) -> list[StageSpec]:
     model, k = manifest.ranking, manifest.settings.kept
     if model is None:
         return []
-    rank_score = TensorSpec("rank_score", "float32", (k, model.tasks), doc="One column a task.")
+    rank_score = TensorSpec("rank_score", "float32", (k, model.tasks), doc="One column for each task.")
     inputs = _named(RANKING, tensors.ranker, model.inputs)
     if manifest.settings.kept_buckets:  # the number of real slots decides which engine suffices
         inputs = (*inputs, *_named(RANKING, tensors.kept, ("kept_row",)))
@@ -289,15 +291,15 @@ def _ordering(
     names = dict.fromkeys(("kept_row", "kept_score", *(tensor.name for tensor in ranked), *read))
     known = (*tensors.user, *tensors.kept, *ranked)
     outputs = [
-        TensorSpec("item_id", dtype, (-1,), pad=empty_of(dtype), doc="Raw ids, best first."),
+        TensorSpec("item_id", dtype, (-1,), pad=empty_of(dtype), doc="Raw ids of the items, best first."),
         TensorSpec("score", "float32", (-1,), doc="Final scores."),
-        TensorSpec("count", "int32", (1,), doc="How many slots are real."),
+        TensorSpec("count", "int32", (1,), doc="Number of items returned; further slots are padding."),
     ]
     if any(hasattr(step, "seed") for step in steps):
-        doc = "With which chance each stands there: 1 where nothing was drawn."
+        doc = "Probability that the item was drawn for its position; 1 if nothing was drawn."
         outputs.append(TensorSpec("propensity", "float32", (-1,), doc=doc))
     if reasons_of(steps):
-        doc = "Why a step moved or dropped each of the kept; 0 is no reason."
+        doc = "Why a reorder step moved or dropped each kept candidate; 0 if none did."
         outputs.append(TensorSpec("reorder_reason", "int32", (manifest.settings.kept,), doc=doc))
     return StageSpec(ORDERING, (*_named(ORDERING, known, names), *request), tuple(outputs))
 
@@ -305,15 +307,15 @@ def _ordering(
 def _describe_items(catalogue: Catalogue) -> StageSpec:
     dtype, items = catalogue.item_id_dtype, catalogue.items
     inputs = (
-        TensorSpec("item_id", dtype, (-1,), True, empty_of(dtype), "Raw ids; send these or item_row."),
+        TensorSpec("item_id", dtype, (-1,), True, empty_of(dtype), "Raw ids; send either these or item_row."),
         # -1 can't be sent: it marks the rows of a batch that send ids.
-        TensorSpec("item_row", "int64", (-1,), True, -1, "Catalogue rows; send these or item_id."),
+        TensorSpec("item_row", "int64", (-1,), True, -1, "Catalogue rows; send either these or item_id."),
     )
     outputs = (
         TensorSpec("item_id", dtype, (-1,), pad=empty_of(dtype), doc="Raw ids."),
         TensorSpec("item_row", "int64", (-1,), pad=items, doc="Catalogue rows; the pad row if not found."),
-        TensorSpec("title", "bytes", (-1,), pad=b"", doc="What people call it, or nothing."),
-        TensorSpec("found", "bool", (-1,), pad=False, doc="Whether the catalogue has it."),
+        TensorSpec("title", "bytes", (-1,), pad=b"", doc="The title; empty if there is none."),
+        TensorSpec("found", "bool", (-1,), pad=False, doc="Whether the catalogue contains the item."),
     )
     return StageSpec(DESCRIBE_ITEMS, inputs, outputs)
 
@@ -323,15 +325,15 @@ def _related(manifest: Manifest, k: TensorSpec) -> Iterator[StageSpec]:
     if manifest.settings.related:
         dtype = manifest.catalogue.item_id_dtype
         outputs = (
-            TensorSpec("item_id", dtype, (-1,), pad=empty_of(dtype), doc="Raw ids, most alike first."),
-            TensorSpec("score", "float32", (-1,), doc="How like they are, by their source."),
-            TensorSpec("count", "int32", (1,), doc="How many slots are real."),
+            TensorSpec("item_id", dtype, (-1,), pad=empty_of(dtype), doc="Raw ids, most similar first."),
+            TensorSpec("score", "float32", (-1,), doc="Similarity, as the source computes it."),
+            TensorSpec("count", "int32", (1,), doc="Number of items returned; further slots are padding."),
         )
         yield StageSpec(RELATED, (*_id_lists(manifest, (RELATED_TO, EXCLUDED)), k), outputs)
 
 
 def _packed_list(part: str, entry: PackedList, *leading: int) -> TensorSpec:
-    doc = f"List {entry.name}, padded with 0."
+    doc = f"The list column {entry.name}, padded with 0."
     return TensorSpec(list_tensor(part, entry.name), entry.dtype, (*leading, entry.length), doc=doc)
 
 
@@ -348,5 +350,6 @@ def _named(stage: str, known: Sequence[TensorSpec], names: Iterable[str]) -> tup
     return tuple(tensors[name] for name in wanted)
 
 
-def _withoutempty_of(*tensors: TensorSpec) -> tuple[TensorSpec, ...]:
+def _without_empty(*tensors: TensorSpec) -> tuple[TensorSpec, ...]:
+    """Return the tensors without those of width zero."""
     return tuple(tensor for tensor in tensors if 0 not in tensor.dims)

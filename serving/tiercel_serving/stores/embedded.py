@@ -211,7 +211,10 @@ class Overlay:
 
     def _is_full(self) -> bool:
         limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
-        return limited or shutil.disk_usage(self._folder).free < _LITTLE
+        try:
+            return limited or shutil.disk_usage(self._folder).free < _LITTLE
+        except OSError:  # the disk does not answer
+            return False
 
 
 def _as_os_error(error: Exception) -> Exception:

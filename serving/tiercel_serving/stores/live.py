@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column, merge_rows, null_column
-from ..errors import StoreError, StoreUnavailable
+from ..errors import MachineFault, StoreError, StoreUnavailable
 from ..ranked.order import Rows, last_real
 from ..release.manifest import RequestColumn
 from ..spec import Array
@@ -36,8 +36,9 @@ def now_ms() -> int:
 class LiveUsers:
     """The users of a release, with the live values written since.
 
-    A batch of users without records costs one read of the store. If the store does not answer in time, or a
-    record is damaged, the release's own values are used, and the users are counted in :attr:`fallbacks`.
+    A batch of users without records costs one read of the store. If the store cannot be read or does not
+    answer in time, or a record is damaged, the release's own values are used, and the users are counted in
+    :attr:`fallbacks`.
 
     Parameters
     ----------
@@ -122,7 +123,7 @@ class LiveUsers:
             batch = RecordBatch(whole, self._clock())
             if batch.width > self._width:
                 self._learn()
-        except StoreError:
+        except (StoreError, MachineFault):
             self.fallbacks[UNAVAILABLE] += len(user_ids)
             return base
         return LiveRows(self, base, batch)

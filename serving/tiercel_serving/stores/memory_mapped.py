@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column, flat_ranges
+from ..errors import InvalidSettings
 from ..kinds import Settings
 from ..lookups.lookup import Lookup
 from ..ranked.order import Rows
@@ -48,7 +49,12 @@ class MemoryMapped(Settings, frozen=True, tag="memory_mapped"):
 
     @classmethod
     def of_text(cls, text: str) -> MemoryMapped:
-        """Return the settings; the text is ignored."""
+        """Return the settings; raise InvalidSettings if there is a text, since this kind takes none."""
+        if text:
+            raise InvalidSettings(
+                f"store 'memory_mapped:{text}': this kind reads only the release, from no place of its own; "
+                "write memory_mapped, or for live values embedded:FOLDER or redis:HOST:PORT"
+            )
         return cls()
 
     def open(self, place: StorePlace) -> None:

@@ -93,7 +93,7 @@ class StoreKind(Protocol):
 
     @classmethod
     def of_text(cls, text: str) -> StoreKind:
-        """Return the settings for ``--store KIND:text``."""
+        """Return the settings for ``--store KIND:text``; raise InvalidSettings if it is wrong."""
         ...
 
     def problems(self) -> list[Problem]:
