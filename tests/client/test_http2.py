@@ -372,7 +372,9 @@ def test_a_server_on_its_way_out_finishes_its_calls(server: Http2Server, channel
 def wait_for(connection: Any, state: Callable[[Any], bool]) -> None:
     """Wait until what a server did has come: to the socket, where a later call reads it, or to the state."""
     if isinstance(connection, direct.Connection):
-        wait_until(lambda: select.select([connection._socket], [], [], 0)[0])
+        waiting = select.poll()  # unlike select() it knows descriptors beyond 1,024
+        waiting.register(connection._socket, select.POLLIN)
+        wait_until(lambda waiting=waiting: waiting.poll(0))
     else:
         wait_until(lambda: state(connection.http2))
 
