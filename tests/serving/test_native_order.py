@@ -157,7 +157,7 @@ def test_no_byte_beyond_what_was_given_is_touched():
     run_sanitized(SANITIZED)
 
 
-#: What a sample of every so manyth score makes of the best: score by place, of 4,096.
+#: Distributions of 4,096 scores for which a sample at a fixed stride may be misleading: place → score.
 SAMPLED = {
     "the best are those of the sample": lambda at: np.where(at % 32 == 0, 5.0, -at),
     "none of the best is in the sample": lambda at: np.where(at % 32 == 1, 5.0, -at),

@@ -44,7 +44,7 @@ enum { LANES = 8, WIDE = 16 };
 
 /* ------------------------------------------------------------------------------------------------ element by element */
 
-/* No number is read that was written for another: whoever wrote the list has seen to that. */
+/* The export places no output over an operand of the same loop, so iterations are independent. */
 #define EACH_NUMBER _Pragma("GCC ivdep") for (int64_t i = 0; i < size; ++i)
 
 /* The usual distances have loops of their own, which the compiler writes with vectors. */
@@ -197,7 +197,7 @@ ALWAYS_INLINE void multiply_tile(const Loop* loop, int64_t rows, int64_t vectors
     }
 }
 
-/* As multiply_tile, by one vector of sixteen columns. */
+/* Like multiply_tile, with one vector of sixteen columns. */
 ALWAYS_INLINE void multiply_wide_tile(const Loop* loop, int64_t rows, float* out, const float* one, const float* two)
 {
   const int64_t depth = loop->sizes[3], by = loop->out.steps[1], of = loop->one.steps[1];
@@ -211,7 +211,7 @@ ALWAYS_INLINE void multiply_wide_tile(const Loop* loop, int64_t rows, float* out
   for (int64_t row = 0; row < rows; ++row) memcpy(out + row * by, &sums[row], sizeof part);
 }
 
-/* The columns of a product that come in sixteens: twice as many products in a step. Return how many they are. */
+/* Multiply all complete groups of sixteen columns, with vectors of that width; return the number of these columns. */
 FOR_SIXTEEN_LANES static int64_t multiply_wide(const Loop* loop, float* out, const float* one, const float* two)
 {
   const int64_t rows = loop->sizes[1], by = loop->out.steps[1], of = loop->one.steps[1];

@@ -103,7 +103,7 @@ EXPORT int64_t sort_by_score(int64_t users, int64_t width, const float* scores, 
   return 0;
 }
 
-/* What sorts by (score descending, row ascending). */
+/* A key whose ascending order is (score descending, row ascending). */
 static uint64_t key_at(const float* scores, const int64_t* rows, int64_t at)
 {
   return (uint64_t)key_of(scores[at]) << 32 | (uint32_t)rows[at];
@@ -124,7 +124,7 @@ static uint64_t find_cut(const uint64_t* keys, int64_t many, int64_t count)
   return cut;
 }
 
-/* A key that most likely has `count` of the keys at or below it, and not many times more; found among SAMPLE of them. */
+/* Estimate, from SAMPLE of the keys, a key with at least `count` keys at or below it, and not many times more. */
 static uint64_t guess_cut(const float* scores, const int64_t* rows, const bool* masked, int64_t width, int64_t count)
 {
   enum { SAMPLE = 128 };
@@ -138,7 +138,7 @@ static uint64_t guess_cut(const float* scores, const int64_t* rows, const bool* 
   return many > wanted ? find_cut(keys, many, wanted) : UINT64_MAX;
 }
 
-/* Gather the keys, up to a greatest one, of what is not masked; return how many. */
+/* Collect the keys of unmasked candidates that are at most `greatest`; return how many there are. */
 static int64_t gather_keys(const float* scores, const int64_t* rows, const bool* masked, int64_t width, uint64_t greatest,
                            uint64_t* keys)
 {

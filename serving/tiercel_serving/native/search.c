@@ -16,7 +16,7 @@
 
 typedef float Lanes __attribute__((vector_size(16)));
 enum { LANES = 4, BLOCK = 4 * LANES, ROWS = 4 /* vectors at a time: each sum waits for its last product */ };
-enum { GROUP = 16 /* vectors of a block */, SCORES = 1 << 20 /* that are held at once, 4 MB */ };
+enum { GROUP = 16 /* vectors of a block */, SCORES = 1 << 20 /* scores held at once, 4 MB */ };
 
 /* In order.c. */
 int64_t best_by_score(int64_t users, int64_t width, int64_t count, int64_t step, int64_t cells, int64_t pad,
@@ -80,15 +80,15 @@ EXPORT int64_t inner_products(int64_t users, int64_t many, int64_t width, int64_
   return 0;
 }
 
-/* Which four numbers of a vector are added in step `step`: NumPy goes backwards within blocks, then forwards. */
+/* The first of the four elements that NumPy adds in step `step`: backwards within blocks of 16, then forwards. */
 static int64_t numbers_of_step(int64_t step, int64_t size)
 {
   const int64_t at = step * LANES, block = at - at % BLOCK;
   return block + BLOCK <= size ? block + BLOCK - LANES - at % BLOCK : at;
 }
 
-/* Copy the numbers of a vector in the order in which they are added, `apart` floats from each other; zeros fill the last
- * step. */
+/* Copy a vector's elements in the order in which they are added, with a stride of `apart` floats; the last step is
+ * padded with zeros. */
 static void put_in_order(const float* vector, int64_t size, int64_t apart, float* out)
 {
   for (int64_t step = 0; step * LANES < size; ++step)
@@ -98,10 +98,10 @@ static void put_in_order(const float* vector, int64_t size, int64_t apart, float
     }
 }
 
-/* Lay vectors out for best_of_all: blocks of GROUP vectors, whose numbers of one place lie side by side.
+/* Copy vectors into the layout of best_of_all: blocks of GROUP vectors, each block stored element by element.
  *
  *   vectors   [many, size]
- *   blocks    [many / GROUP, size / LANES, LANES, GROUP], both quotients rounded up; zeros at first */
+ *   blocks    [many / GROUP, size / LANES, LANES, GROUP], both quotients rounded up; zeroed by the caller */
 EXPORT int64_t put_in_blocks(int64_t many, int64_t size, const float* vectors, float* blocks)
 {
   const int64_t padded = (size + LANES - 1) / LANES * LANES;
@@ -110,8 +110,9 @@ EXPORT int64_t put_in_blocks(int64_t many, int64_t size, const float* vectors, f
   return 0;
 }
 
-/* Define a function that scores the GROUP vectors of a block: their inner products with a query, both in order, of
- * `padded` numbers each. It holds sums in vectors of a width that the processor has: wider ones are slow. */
+/* Define a function that computes the inner products of a block's GROUP vectors with a query of `padded` elements, both
+ * in the order of the additions. `Vector` must be a width that the processor supports: the compiler's code for wider
+ * ones is several times slower. */
 #define SCORE_BLOCK(name, Vector, Flags)                                                          \
   ALWAYS_INLINE void name(const float* block, const float* query, int64_t padded, float* scores) \
   {                                                                                               \
@@ -125,7 +126,7 @@ EXPORT int64_t put_in_blocks(int64_t many, int64_t size, const float* vectors, f
           sums[lane] += own * query[at + lane];                                                   \
         }                                                                                         \
       const Vector sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);                               \
-      const Flags real = sum == sum; /* the NaN of a broken model sorts as nothing */             \
+      const Flags real = sum == sum; /* a NaN scores -INFINITY */                              \
       own = (Vector)(((Flags)sum & real) | ((Flags)nothing & ~real));                             \
       memcpy(scores + part, &own, sizeof own);                                                    \
     }                                                                                             \
@@ -140,7 +141,7 @@ SCORE_BLOCK(score_by_four, Lanes, FourFlags)
 SCORE_BLOCK(score_by_eight, Eight, EightFlags)
 SCORE_BLOCK(score_by_sixteen, Sixteen, SixteenFlags)
 
-/* The scores of all vectors for all users, [users, many]: a block stays in the cache for all users. */
+/* Score all vectors for all users, [users, many]. A block stays in the cache until all users have read it. */
 FOR_EACH_PROCESSOR static void score_blocks(int64_t users, int64_t many, int64_t padded, const float* blocks,
                                             const float* queries, float* scores)
 {
@@ -163,7 +164,7 @@ FOR_EACH_PROCESSOR static void score_blocks(int64_t users, int64_t many, int64_t
 
 /* Find each user's best among all vectors: what inner_products and best_by_score do, one after the other.
  *
- *   blocks       the vectors, as put_in_blocks lays them out
+ *   blocks       the vectors, in the layout of put_in_blocks
  *   rows         [many]: the vectors' catalogue rows
  *   masked       [users, cells], by row
  *   found_scores, found_rows   [users, count] */

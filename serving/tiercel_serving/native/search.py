@@ -18,7 +18,7 @@ from . import library
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
-#: As in ``search.c``: how many numbers of a vector are added at once, and the vectors of a block.
+#: As in ``search.c``: elements of a vector that are added at once, and vectors in a block.
 LANES, GROUP = 4, 16
 
 
@@ -50,13 +50,13 @@ def inner_products(vectors: Scores, query: Scores, positions: Rows) -> Scores | 
 
 
 def in_blocks(vectors: Scores) -> Scores | None:
-    """Lay vectors ``[A, D]`` out as :func:`best_of_all` reads them: a copy of them."""
+    """Return a copy of vectors ``[A, D]`` in the layout of :func:`best_of_all`; None without the function."""
     built = functions()
     if built is None:
         return None
     many, size = vectors.shape
     shape = (-(-many // GROUP), -(-size // LANES) * LANES, GROUP)
-    # A line of the cache holds GROUP numbers; those that lie across two lines take twice the time to read.
+    # Aligned to cache lines of GROUP floats: a load across two lines takes twice as long.
     held = np.zeros(prod(shape) + GROUP, np.float32)
     begin = -held.ctypes.data % (4 * GROUP) // 4
     blocks = held[begin : begin + prod(shape)].reshape(shape)

@@ -13,12 +13,11 @@ from ..ranked.masks import Mask
 from ..ranked.order import Rows, Scores, best_by_score, sort_by_score
 from ..spec import Array
 
-#: Up to this many items NumPy computes and sorts the scores of all users together.
+#: Up to this many items, NumPy computes and sorts the scores of all users together.
 SCAN_ITEMS = 4096
 
-#: Up to this many numbers the vectors are copied, 16 MB, into blocks that a C function reads. It takes from
-#: .3 to .9 of the time of a scan, which is slower the fewer the items and the more the users; beyond, both
-#: wait for memory.
+#: Up to this many vector elements (16 MB), the vectors are also kept in blocks for a C function, which takes
+#: 0.3 to 0.9 of the time of a scan. Beyond it, both are limited by memory bandwidth.
 BLOCK_NUMBERS = 1 << 22
 
 #: Candidates taken beyond those needed, so that items which tie at the cut are all seen.
@@ -229,7 +228,7 @@ def _threshold(rough: Scores, wanted: int) -> np.float32:
 
 
 class ExactSearch:
-    """Looks at every vector: of small catalogues for all users at once, else user by user."""
+    """Exact search by scoring every vector: for all users at once if the catalogue is small, else by user."""
 
     def __init__(self, space: Space) -> None:
         self._space = space
@@ -238,7 +237,7 @@ class ExactSearch:
 
     def nearest(self, query: Array, mask: Mask, count: int) -> tuple[Scores, Rows]:
         """Return the best allowed items, as :meth:`Search.nearest` says."""
-        # The same sums as Space.score makes, bit for bit, on each of these ways.
+        # Each of these ways gives the sums of Space.score, bit for bit.
         space = self._space
         if self._blocks is not None:
             return native.best_of_all(self._blocks, query, self._rows, count, space.items, mask.table())
