@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
@@ -86,11 +87,9 @@ class LiveUsers:
         self.numbers: dict[str, int] = {}
         self._width = 0
         self._latest: tuple[Array | None, Users | None] = (None, None)
-        try:
+        # The store may become available later; until then the release's own values are good answers.
+        with suppress(StoreUnavailable):
             self._learn()
-        except StoreUnavailable:
-            # The store may become available later; until then the release's own values are good answers.
-            self.fallbacks[UNAVAILABLE] += 0
 
     @property
     def size(self) -> int:
