@@ -1,4 +1,4 @@
-"""Operators of ONNX that only move elements: views of what is there, copied only where a reshape must."""
+"""ONNX operators that only move elements. They become views, with a copy only where a reshape needs one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .values import Refused, Value, Writer, dense_steps
 
 
 def reshape(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    """Return the elements in the order in which they lie, in another shape."""
+    """Return the elements in their order in another shape."""
     value, wanted = lowering.value(node.input[0]), lowering.known(node.input[1]).tolist()
     if not attributes.get("allowzero"):
         wanted = [value.shape[at] if size == 0 else size for at, size in enumerate(wanted)]
@@ -33,7 +33,7 @@ def _reshaped(writer: Writer, value: Value, shape: Sequence[int]) -> Value:
 
 
 def flatten(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    """Return two axes: those before one, and those from it on."""
+    """Return a view with two axes: those before the given axis merged, and the others merged."""
     value, axis = lowering.value(node.input[0]), attributes.get("axis", 1)
     shape = math.prod(value.shape[:axis]), math.prod(value.shape[axis:])
     return _reshaped(lowering.writer, value, shape)
@@ -54,7 +54,7 @@ def axes_of(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes, ra
 
 
 def squeeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    """Return a value without axes of size 1."""
+    """Return a view without some axes of size 1."""
     value = lowering.value(node.input[0])
     axes = axes_of(lowering, node, attributes, len(value.shape))
     kept = [axis for axis, size in enumerate(value.shape) if axis not in axes or size != 1]
@@ -62,7 +62,7 @@ def squeeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) ->
 
 
 def unsqueeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    """Return a value with more axes of size 1."""
+    """Return a view with further axes of size 1."""
     value = lowering.value(node.input[0])
     more = len(lowering.known(node.input[1]).reshape(-1))
     axes = axes_of(lowering, node, attributes, len(value.shape) + more)
@@ -74,20 +74,20 @@ def unsqueeze(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) 
 
 
 def expand(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    """Return a value as often as a shape says."""
+    """Return a value broadcast to a shape."""
     value = lowering.value(node.input[0])
     return value.broadcast(np.broadcast_shapes(value.shape, tuple(lowering.known(node.input[1]).tolist())))
 
 
 def transpose(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    """Return a value with its axes in another order."""
+    """Return a view with the axes in another order."""
     value = lowering.value(node.input[0])
     order = attributes.get("perm", range(len(value.shape))[::-1])
     return value.seen_as([value.shape[axis] for axis in order], [value.steps[axis] for axis in order])
 
 
 def slice_(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> Value:
-    """Return parts of axes."""
+    """Return a view of ranges of positions along some axes."""
     value = lowering.value(node.input[0])
     begins, ends = (lowering.known(name).tolist() for name in node.input[1:3])
     places, by = [*node.input[3:], "", ""][:2]
@@ -99,7 +99,7 @@ def slice_(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> 
 
 
 def cut(value: Value, axis: int, places: range) -> Value:
-    """Return those places along an axis."""
+    """Return a view of some positions along an axis."""
     if not len(places):
         raise Refused("a slice of nothing")
     shape, steps = list(value.shape), list(value.steps)
@@ -108,7 +108,7 @@ def cut(value: Value, axis: int, places: range) -> Value:
 
 
 def split(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> tuple[Value, ...]:
-    """Return the parts of an axis one by one."""
+    """Return a view of each part of an axis."""
     value, parts = lowering.value(node.input[0]), len(node.output)
     axis = attributes.get("axis", 0) % len(value.shape)
     size = -(-value.shape[axis] // parts)
@@ -118,7 +118,7 @@ def split(lowering: Lowering, node: onnx.NodeProto, attributes: Attributes) -> t
 
 
 def chosen(value: Value, axis: int, places: Array) -> Value:
-    """Return one place along an axis, which goes, or several that lie evenly."""
+    """Return a view of one position, without its axis, or of several evenly spaced positions."""
     if not places.size:
         raise Refused("a gather of nothing")
     axis, flat = axis % len(value.shape), places.reshape(-1) % value.shape[axis]
