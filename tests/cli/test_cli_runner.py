@@ -289,6 +289,61 @@ def test_a_crash_of_a_stage_ends_the_server_and_is_noticed_with_its_reason(tmp_p
         assert time.monotonic() - gone < 2
 
 
+# The processors of the thread that runs the model, and of one that the model starts.
+PLACES = """
+import os
+import threading
+import numpy as np
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def initialize(self, args):
+        pass
+    def execute(self, requests):
+        found = [os.sched_getaffinity(0)]
+        thread = threading.Thread(target=lambda: found.append(os.sched_getaffinity(0)))
+        thread.start()
+        thread.join()
+        out = np.array([[threading.get_native_id(), *map(len, found)]])
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("out", out)]) for _ in requests]
+"""
+
+
+def test_a_thread_that_waits_keeps_its_processor_and_one_that_runs_has_them_all(tmp_path: Path) -> None:
+    if backend.library() is None:
+        pytest.skip("the backend was not built")
+    processors = os.sched_getaffinity(0)
+    if len(processors) == 1:
+        pytest.skip("there is only one processor here")
+    (tmp_path / "toy" / "1").mkdir(parents=True)
+    (tmp_path / "toy" / "1" / "model.py").write_text(PLACES)
+    config = CONFIG.replace('"out" data_type: TYPE_INT64 dims: 1', '"out" data_type: TYPE_INT64 dims: 3')
+    (tmp_path / "toy" / "config.pbtxt").write_text(config + " dynamic_batching {}")
+    with start_server(tmp_path) as server:
+        client = grpcclient.InferenceServerClient(server.grpc_url)
+
+        def ask() -> list[int]:
+            return list(raw_infer(client, {"in": np.array([[7]])}, model="toy", outputs=("out",))["out"][0])
+
+        def keeps(thread: int) -> bool:
+            end = time.monotonic() + 0.5
+            while len(os.sched_getaffinity(thread)) > 1 and time.monotonic() < end:
+                time.sleep(0.001)
+            return len(os.sched_getaffinity(thread)) == 1
+
+        kept = []
+        for _ in range(32):
+            thread, own, started = ask()
+            assert (own, started) == (len(processors), len(processors))
+            kept.append(keeps(thread))
+        # Every sixteenth wait is without a processor of its own.
+        assert sum(kept) == 30
+        ask()
+        assert keeps(thread)
+        # Another choice that an operator makes meanwhile holds.
+        os.sched_setaffinity(thread, {min(processors - os.sched_getaffinity(thread))})
+        assert [ask() for _ in range(3)] == [[thread, 1, 1]] * 3
+
+
 @pytest.mark.slow
 def test_memory_stays_flat_over_many_requests(own: TritonServer, release: Path) -> None:
     drawn = draw_requests(Material.of(open_release(release)), "mixed", 500)

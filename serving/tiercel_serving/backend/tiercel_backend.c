@@ -811,6 +811,36 @@ static uint64_t count_users(TRITONBACKEND_Request* request)
   return failed == NULL && dims > 0 ? (uint64_t)shape[0] : 1;
 }
 
+/* Where threads wake. If another thread occupies the processor on which a thread ran last, the kernel wakes it on an
+ * idle one, and everything that Python needs must be fetched into that one's caches. So a thread that has run Python
+ * asks to be woken where it ran; the other thread, one of gRPC's or Triton's, is done within microseconds. The
+ * request holds only while the thread waits: threads that a stage starts inherit it, and libraries with threads need
+ * all processors. Every FREE_WAIT-th wait is without it, so that a processor with other work is left. */
+enum { FREE_WAIT = 16 };
+static __thread cpu_set_t allowed, kept; /* the thread's processors, and the one on which it waits */
+static __thread bool keeps;
+static __thread uint32_t waits;
+
+/* Before a wait: ask to be woken on this processor. */
+static void keep_processor(void)
+{
+  int here = sched_getcpu();
+  if (++waits % FREE_WAIT == 0 || here < 0 || here >= CPU_SETSIZE) return;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) == 1) return;
+  CPU_ZERO(&kept);
+  CPU_SET(here, &kept);
+  keeps = sched_setaffinity(0, sizeof kept, &kept) == 0;
+}
+
+/* After a wait: may run everywhere again, unless someone else has chosen processors for the thread meanwhile. */
+static void leave_processor(void)
+{
+  cpu_set_t now;
+  if (!keeps) return;
+  keeps = false;
+  if (sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &kept)) sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
 /* Let a spare thread run in the caller's place; return whether there is one. The caller holds `turns`. */
 static bool hand_over(void)
 {
@@ -1019,7 +1049,9 @@ static void* run_spare(void* unused)
     while (handed_over == 0) pthread_cond_wait(&spare_wanted, &turns);
     --handed_over;
     pthread_mutex_unlock(&turns);
+    leave_processor();
     while (run_turns(UINT32_MAX)) continue;
+    keep_processor();
   }
   return unused;
 }
@@ -1029,12 +1061,15 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_Mode
 {
   Instance* instance = NULL;
   bool run_here = false;
+  leave_processor();
   TRY(TRITONBACKEND_ModelInstanceState(triton_instance, (void**)&instance));
   TRY(put_down(instance, requests, count, &run_here));
+  bool ran = run_here;
   while (run_here && run_turns(PATIENCE)) {
     pthread_mutex_lock(&turns);
     run_here = !hand_over();
     pthread_mutex_unlock(&turns);
   }
+  if (ran) keep_processor();
   return NULL;
 }
