@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cli.command import Tiercel
+from tiercel_serving.supervise.awake import DEVICE, is_awake
 from waiting import wait_until
 
 Serve = Callable[..., Any]
@@ -73,6 +74,19 @@ def test_it_ends_when_a_stub_dies(serve: Serve, release: Path) -> None:
     assert log.is_file()
     log.unlink()
     wait_until(lambda: not left_by(process.pid))
+
+
+def test_it_keeps_the_processors_awake_if_asked_to(
+    serve: Serve, tiercel_here: Tiercel, release: Path
+) -> None:
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        refused = tiercel_here("serve", release, "--awake")
+        assert refused.returncode == 1
+        assert "processors can't be kept awake" in refused.stderr
+        return
+    with serve(release, "--awake"):
+        assert is_awake()
+    wait_until(lambda: not is_awake())
 
 
 @pytest.mark.slow

@@ -11,11 +11,16 @@ from typing import Any
 import tritonclient.grpc as triton_grpc
 
 from ..release.writing import version
+from ..supervise.awake import is_awake
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the CPU's name, the number of cores, the system and the Python version of this machine."""
+    """Return the CPU's name, the number of cores, the system and the Python version of this machine.
+
+    ``awake`` is among them, and True, if its processors are kept awake (``supervise/awake.py``).
+    """
     return {
+        **({"awake": True} if is_awake() else {}),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "system": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),

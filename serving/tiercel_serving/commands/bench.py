@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..machine_faults import machine_faults
-from .serve import Triton
+from .serve import Awake, Triton, kept
 from .shell import FAILED, Debug, Json, Refused, Shell, shell
 from .tables import heading
 
@@ -121,6 +121,7 @@ def command(
         bool, typer.Option("--force", help="With --compare: also compare results of different machines.")
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a figure misses its limit.")] = False,
+    awake: Awake = False,
     triton: Triton = None,
     json: Json = False,
     debug: Debug = False,
@@ -156,20 +157,21 @@ def command(
 
             from ..bench import run_bench
 
-            report = run_bench(
-                opened,
-                load,
-                seconds=seconds,
-                rounds=rounds,
-                concurrencies=levels,
-                runners=runners,
-                loops=loops,
-                instances=instances,
-                growth=growth,
-                triton=triton,
-                command=shlex.join(["tiercel", *sys.argv[1:]]),
-                progress=progress,
-            )
+            with kept(awake):
+                report = run_bench(
+                    opened,
+                    load,
+                    seconds=seconds,
+                    rounds=rounds,
+                    concurrencies=levels,
+                    runners=runners,
+                    loops=loops,
+                    instances=instances,
+                    growth=growth,
+                    triton=triton,
+                    command=shlex.join(["tiercel", *sys.argv[1:]]),
+                    progress=progress,
+                )
         document = report.to_json()
         if save is not None:
             write_whole(save, document)

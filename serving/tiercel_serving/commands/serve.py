@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,15 @@ Triton = Annotated[
     ),
 ]
 
+Awake = Annotated[
+    bool,
+    typer.Option(
+        "--awake",
+        help="Keep the machine's processors from sleeping: answers come sooner, and idle processors use as "
+        "much power as busy ones. Needs write access to /dev/cpu_dma_latency.",
+    ),
+]
+
 
 def command(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Directory of a release.")],
@@ -68,6 +78,7 @@ def command(
         int, typer.Option("--metrics-port", min=0, max=65535, help="Port; 0 takes a free one.")
     ] = 8002,
     store: Store = None,
+    awake: Awake = False,
     log: Annotated[
         Path | None, typer.Option("--log", metavar="FILE", help="File for Triton's log. Default: none.")
     ] = None,
@@ -82,7 +93,7 @@ def command(
 
     Example: [bold]tiercel serve releases/movielens[/]
     """
-    with shell(json=json, debug=debug) as sh:
+    with shell(json=json, debug=debug) as sh, kept(awake):
         where: dict[str, Any] = {
             "runner": runner,
             "host": host,
@@ -104,6 +115,15 @@ def command(
                     raise
         except Terminated:
             sh.note("Stopped by SIGTERM.")
+
+
+def kept(awake: bool) -> AbstractContextManager[None]:
+    """Keep the processors awake in the block, if wanted."""
+    if not awake:
+        return nullcontext()
+    from ..supervise import keep_awake
+
+    return keep_awake()
 
 
 def start(

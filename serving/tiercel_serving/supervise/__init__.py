@@ -6,6 +6,7 @@
         print(server.grpc_url)
 """
 
+from .awake import keep_awake
 from .process import TritonServer, start_server
 
-__all__ = ["TritonServer", "start_server"]
+__all__ = ["TritonServer", "keep_awake", "start_server"]
