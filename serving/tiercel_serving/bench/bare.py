@@ -83,5 +83,5 @@ def full_requests(inputs: Iterable[TensorSpec], user_ids: Array) -> list[dict[st
 
     ``user_ids`` are raw ids ``[n]``. The arrays of each of the n requests have a user axis of length 1.
     """
-    specs = list(inputs)
-    return [{**absent(specs, 1), "user_id": user_ids[i : i + 1, None]} for i in range(len(user_ids))]
+    blank = absent(list(inputs), 1)
+    return [{**blank, "user_id": user_ids[i : i + 1, None]} for i in range(len(user_ids))]

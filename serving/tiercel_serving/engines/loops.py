@@ -148,7 +148,7 @@ class LoopsEngine:
         self._puts = [(put.name, DTYPES[put.dtype], math.prod(put.dims)) for put in listed.inputs]
         self._dims, self._width = listed.output.dims, math.prod(listed.output.dims)
         self._weights, self._work = weights, listed.work
-        self._loops = np.array(listed.loops, np.int64)
+        self._loops, self._many = np.array(listed.loops, np.int64), len(listed.loops)
         of_inputs = [size * dtype.itemsize for _, dtype, size in self._puts]
         self._distances = np.array([0, 0, *of_inputs, 4 * self._width], np.int64)
         self._run = functions.run_loops
@@ -163,22 +163,25 @@ class LoopsEngine:
         ValueError
             A tensor's size or dtype differs from the model's, or an id is beyond its table.
         """
-        users = len(arrays[self.inputs[0]])
+        given = [arrays[name] for name in self.inputs]
+        users = len(given[0])
+        for array, (name, dtype, size) in zip(given, self._puts):  # noqa: B905 - as many, and called often
+            if array.size != users * size or (array.dtype is not dtype and array.dtype != dtype):
+                raise ValueError(
+                    f"{name}: expected {size} numbers of {dtype} a user, got {array.dtype} {array.shape}"
+                )
         out = np.empty((users, *self._dims), np.float32)
         try:
             work = self._spare.pop()
         except IndexError:  # a check beforehand would race with other threads
             work = np.zeros(self._work, np.float32)
-        held = [self._weights, work]
-        for name, dtype, size in self._puts:
-            array = arrays[name]
-            if array.size != users * size or (array.dtype is not dtype and array.dtype != dtype):
-                raise ValueError(
-                    f"{name}: expected {size} numbers of {dtype} a user, got {array.dtype} {array.shape}"
-                )
-            held.append(np.ascontiguousarray(array))
-        held.append(out)
-        beyond = self._run(users, len(self._loops), len(held), self._loops, tuple(held), self._distances)
+        loops, distances = self._loops, self._distances
+        sizes = users, self._many, 3 + len(given)
+        try:
+            beyond = self._run(*sizes, loops, (self._weights, work, *given, out), distances)
+        except ValueError:  # an array is not contiguous
+            given = [np.ascontiguousarray(array) for array in given]
+            beyond = self._run(*sizes, loops, (self._weights, work, *given, out), distances)
         self._spare.append(work)
         if beyond:
             raise ValueError(f"{beyond} ids are beyond the tables of the model that they are for")

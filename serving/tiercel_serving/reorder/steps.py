@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
-from ..flags import some
+from ..flags import any_equal
+from ..native.rows import blank_scores
 from ..ranked.order import Rows, Scores
 from ..settings import FALLBACK, UNKNOWN, ServingSettings
 from ..spec import Array, Arrays
@@ -74,10 +75,9 @@ class Steps:
         kept, tasks = arrays["kept_row"], arrays.get("rank_score")
         scores: Scores = arrays["kept_score"] if tasks is None else tasks[:, :, 0]
         bypass: Array | None = None
-        if self._bypass and tasks is not None:
-            unknown = arrays["status"] == UNKNOWN
-            if some(unknown):
-                bypass, scores = unknown, np.where(unknown, arrays["kept_score"], scores)
+        if self._bypass and tasks is not None and any_equal(arrays["status"], UNKNOWN):
+            bypass = arrays["status"] == UNKNOWN
+            scores = np.where(bypass, arrays["kept_score"], scores)
         rows, scores = kept, self._blank(scores, kept)
         reasons = np.zeros(kept.shape, np.int32) if self._has_reasons else None
         propensity = np.ones(kept.shape, np.float32) if self.explore else None
@@ -101,6 +101,8 @@ class Steps:
 
     def _blank(self, scores: Scores, rows: Rows) -> Scores:
         """Set the scores of empty slots, and NaN from a broken model, to -inf, so that they come last."""
-        blanked: Scores = np.fmax(scores, _NOTHING)
-        blanked[rows == self._pad] = _NOTHING
+        blanked = blank_scores(scores, rows, self._pad)
+        if blanked is None:
+            blanked = np.fmax(scores, _NOTHING)
+            blanked[rows == self._pad] = _NOTHING
         return blanked

@@ -8,10 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..columns import Column
+from ..native.rows import keep_first
 from ..ranked.order import Rows, Scores, first_allowed, pick
 from ..settings import BEYOND_KEPT, EMPTY_SLOT, FIRST_RULE_REASON, KEPT
 from ..spec import Array
 from .table import RuleKind
+
+#: The outputs of :meth:`KeptRules.keep`.
+_KEPT = ("kept_row", "kept_index", "kept_score", "kept_source", "filter_reason")
 
 
 def reason_table(
@@ -54,6 +58,9 @@ class KeptRules:
         ``kept_row``, ``kept_index``, ``kept_score``, ``kept_source`` ``[B, K]`` and ``filter_reason
         [B, N]``.
         """
+        found = keep_first(rows, scores, source, self._reasons, self._kept)
+        if found is not None:
+            return dict(zip(_KEPT, found, strict=True))
         reason = self._reasons[rows]
         passed = reason == KEPT
         kept_index, real = first_allowed(passed, self._kept)
@@ -67,10 +74,5 @@ class KeptRules:
         # Candidates that pass after the last kept one are beyond the first K.
         passed &= self._places > last
         reason[passed] = BEYOND_KEPT
-        return {
-            "kept_row": kept_row,
-            "kept_index": kept_index,
-            "kept_score": kept_score,
-            "kept_source": kept_source,
-            "filter_reason": reason,
-        }
+        kept = kept_row, kept_index, kept_score, kept_source, reason
+        return dict(zip(_KEPT, kept, strict=True))

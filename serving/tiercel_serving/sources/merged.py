@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from ..flags import every
+from ..flags import any_equal
 from ..ranked.masks import Mask
 from ..ranked.order import Rows, Scores, order_by_score, pick, repeated, sort_by_score
 from ..settings import NO_SOURCE, ServingSettings
@@ -85,7 +85,7 @@ class MergedSources:
         asked = _Asked(self._sources, arrays, mask, self._pad, self._names, self._failures)
         for place, share in self._shares:
             scores, rows = asked.of(place, share)
-            if self._alone and every(rows[:, -1] != self._pad):
+            if self._alone and not any_equal(rows[:, -1], self._pad):
                 return scores, rows, self._codes_of(len(rows))
         self._fill(asked)
         parts = [self._scaled(asked, place, *part) for place, part in asked.parts]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..errors import InvalidRequest
-from ..flags import every
+from ..flags import all_equal, any_equal
 from ..ranked.order import order_by_score, pick, sort_by_score
 from ..release.opened import Release
 from ..reorder.inputs import source_columns
@@ -87,7 +87,7 @@ class Ordering:
     def _answer(self, scores: Array, rows: Array, k: Array) -> dict[str, Array]:
         """Return the answer for the best scores and rows ``[B, max k]``; pad rows are last."""
         width = rows.shape[1]
-        if every(rows[:, -1] != self._pad_row) and every(k == width):
+        if not any_equal(rows[:, -1], self._pad_row) and all_equal(k, width):
             # Every slot is real, as in nearly every answer to a single user.
             return {"item_id": self._ids(rows), "score": scores, "count": k}
         count = np.minimum(k, np.count_nonzero(rows != self._pad_row, axis=1)[:, None]).astype(np.int32)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..flags import Flags, some
+from ..flags import Flags, all_equal, any_equal, some
 from ..ranked.masks import AllowedMask, Mask, make_mask
 from ..ranked.order import Rows
 from ..release.opened import Release
@@ -22,8 +22,9 @@ from .explain_items import EXCLUDED, FOUND, HAD, NOT_ASKED, WITHDRAWN, ExplainIt
 from .request_rules import RequestRules
 from .seen_again import SeenAgain
 from .sent_ids import SentIds
-from .specs import CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
+from .specs import ALLOW_SEEN, CANDIDATES, EXPLAINED, INCLUDED, RETRIEVAL
 from .specs import EXCLUDED as EXCLUDED_IDS
+from .unsent import Unsent
 
 #: Largest number of items that one request may ask explanations for.
 MOST_EXPLAINED = 100
@@ -57,8 +58,8 @@ class Limits(NamedTuple):
     seen: Rows
     counts: Rows
     excluded: Rows
-    allowed: Flags | None
-    listed: Rows | None
+    allowed: Flags | None = None
+    listed: Rows | None = None
     asked: Flags | None = None
     changed: ChangedItems | None = None
 
@@ -79,7 +80,8 @@ class Limits(NamedTuple):
             mask = make_mask(len(self.counts), items, self.seen, self.counts)
         else:
             mask = AllowedMask(self.allowed, self.seen, self.counts)
-        mask.add(self.excluded)
+        if not all_equal(self.excluded, items):
+            mask.add(self.excluded)
         if self.changed is not None:
             self.changed.mask(mask)
         return mask
@@ -123,6 +125,8 @@ class Retrieval:
             for name in (EXCLUDED_IDS, INCLUDED, CANDIDATES)
         )
         self._asked = SentIds(EXPLAINED, self._items, MOST_EXPLAINED, text=False, stage=RETRIEVAL)
+        ids = (self._included, self._listed, self._asked)
+        self._unsent = Unsent((*(name for one in ids for name in one.tensor_names()), ALLOW_SEEN))
         # Batch size → the outputs if no explanation is asked for; there are few batch sizes.
         self._unasked: dict[int, dict[str, Array]] = {}
         self._seen_again = SeenAgain(settings, clock)
@@ -164,18 +168,36 @@ class Retrieval:
         """
         # Items appended to the store since the export are in ``excluded_row``.
         users = self._users.read(arrays["user_id"])
-        given = self._listed.given(arrays) if self._listed.sent(arrays) else None
-        limits = self._limits(arrays, users, given)
-        unknown = arrays["status"][:, 0] == UNKNOWN
-        if not self._bypass:
-            unknown = np.zeros_like(unknown)
+        if self._asks_nothing(arrays, users):
+            given, limits = None, Limits(*users.seen(), arrays["excluded_row"], changed=self._changed)
+        else:
+            given = self._listed.given(arrays) if self._listed.sent(arrays) else None
+            limits = self._limits(arrays, users, given)
+        unknown = self._unknown(arrays)
         found = self._found(arrays, limits, unknown, given)
         retrieved: dict[str, Array] = {
             "retrieved_row": found[1],
             "retrieval_score": found[0],
             "source": found[2],
         }
+        count = len(users.rows)
+        if self._unsent.holds(arrays, count):
+            return {**retrieved, **self._unexplained(count)}
+        if limits.asked is None and not self._asked.sent(arrays) and not some(arrays[ALLOW_SEEN]):
+            self._unsent.learn(arrays, count)
         return {**retrieved, **self._explained(arrays, limits, found, unknown)}
+
+    def _asks_nothing(self, arrays: Arrays, users: UserRows) -> bool:
+        """Return whether what users have seen is all that limits their candidates."""
+        fixed = not self._rules.opened and not self._seen_again.asks_times
+        return fixed and self._unsent.holds(arrays, len(users.rows))
+
+    def _unknown(self, arrays: Arrays) -> Flags | None:
+        """Return ``[B]``: which users get the fallback's items; None if none does."""
+        if not self._bypass or not any_equal(arrays["status"], UNKNOWN):
+            return None
+        unknown: Flags = arrays["status"][:, 0] == UNKNOWN
+        return unknown
 
     def _ranked(self, arrays: Arrays, mask: Mask, listed: Rows | None) -> Candidates:
         assert listed is not None
@@ -187,16 +209,13 @@ class Retrieval:
         return dict.fromkeys(_EXPLAINED, 1 if ids is None else max(ids.shape[1], 1))
 
     def _explained(
-        self, arrays: Arrays, limits: Limits, found: Candidates, unknown: Flags
+        self, arrays: Arrays, limits: Limits, found: Candidates, unknown: Flags | None
     ) -> dict[str, Array]:
         """Return explanations of the items that requests ask for."""
         if not self._asked.sent(arrays):
-            if len(unknown) not in self._unasked:
-                specs = [tensor for tensor in self.spec.outputs if tensor.name in _EXPLAINED]
-                blank = {one.name: np.full((len(unknown), 1), one.pad, one.numpy_dtype) for one in specs}
-                self._unasked[len(unknown)] = blank
-            return self._unasked[len(unknown)]
+            return self._unexplained(len(found[0]))
         rows = self._asked.rows(arrays)
+        unknown = np.zeros(len(rows), np.bool_) if unknown is None else unknown
         given = self._rules.given(arrays)
         # ``excluded_row`` holds the request's exclusions, and also items seen since the release was made.
         had = limits._replace(allowed=None, changed=None).mask(self._pad)
@@ -229,6 +248,14 @@ class Retrieval:
         detail = self._explain.details(reasons, rows, given)
         return dict(zip(_EXPLAINED, (reasons, place, scores.astype(np.float32), detail), strict=True))
 
+    def _unexplained(self, users: int) -> dict[str, Array]:
+        """Return the outputs if no explanation is asked for."""
+        if users not in self._unasked:
+            specs = [tensor for tensor in self.spec.outputs if tensor.name in _EXPLAINED]
+            blank = {one.name: np.full((users, 1), one.pad, one.numpy_dtype) for one in specs}
+            self._unasked[users] = blank
+        return self._unasked[users]
+
     def _limits(self, arrays: Arrays, users: UserRows, given: Flags | None) -> Limits:
         seen, counts = self._seen_again.masked(users, arrays)
         listed, allowed = None, None
@@ -252,11 +279,14 @@ class Retrieval:
         allowed[np.arange(len(given))[:, None], rows] = True
         return allowed
 
-    def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Candidates:
+    def _found(
+        self, arrays: Arrays, limits: Limits, unknown: Flags | None, given: Flags | None
+    ) -> Candidates:
         """Find the candidates of each group of users (unknown, with a list, others), with its own mask."""
-        if given is None and not some(unknown):
+        if given is None and unknown is None:
             return self._sources.personal(arrays, limits.mask(self._pad))
-        given = np.zeros_like(unknown) if given is None else given
+        none = np.zeros(len(limits.counts), np.bool_)
+        unknown, given = none if unknown is None else unknown, none if given is None else given
         kinds: list[tuple[Flags, _Give]] = [
             (unknown, lambda own, mask, listed: self._sources.fallback(own, mask)),
             (~unknown & given, self._ranked),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..device.masks_torch import TensorMask, filled_up
 from ..device.place_torch import Place
-from ..flags import Flags, some
+from ..flags import Flags
 from ..release.opened import Release
 from ..sources.captured_torch import CapturedSources
 from ..sources.merged_torch import Capturable, HostSource, MergedTensorSources, TensorSource
@@ -54,11 +54,12 @@ class TensorRetrieval(Retrieval):
             self._merged = CapturedSources(merged, sorted(read), place.capture)
         self.tensors = frozenset(read)
 
-    def _found(self, arrays: Arrays, limits: Limits, unknown: Flags, given: Flags | None) -> Any:
+    def _found(self, arrays: Arrays, limits: Limits, unknown: Flags | None, given: Flags | None) -> Any:
         """Find the candidates of each group of users (unknown, with a list, others), with its own mask."""
-        if given is None and not some(unknown):
+        if given is None and unknown is None:
             return self._merged.personal(arrays, self._mask("personal", limits))
-        given = np.zeros_like(unknown) if given is None else given
+        none = np.zeros(len(limits.counts), np.bool_)
+        unknown, given = none if unknown is None else unknown, none if given is None else given
         kinds: list[tuple[Flags, _Give]] = [
             (unknown, lambda own, less: self._merged.fallback(own, self._mask("fallback", less))),
             (~unknown & given, self._named),
@@ -102,7 +103,9 @@ class TensorRetrieval(Retrieval):
         there = self._place.put_all({kind: filled_up(np.concatenate(cells))})[kind]
         return TensorMask(users, pad, there, most, allowed, lambda: limits.mask(pad))
 
-    def _explained(self, arrays: Arrays, limits: Limits, found: Any, unknown: Flags) -> dict[str, Array]:
+    def _explained(
+        self, arrays: Arrays, limits: Limits, found: Any, unknown: Flags | None
+    ) -> dict[str, Array]:
         if self._asked.sent(arrays):
             take = self._place.take
             arrays = {

@@ -25,6 +25,10 @@ class SentColumn:
         self.is_list, self._is_float = column.is_list, self.dtype.kind == "f"
         self.of_user = column.part == "user"
 
+    def tensor_names(self) -> tuple[str, ...]:
+        """Return the names of the tensors that carry it."""
+        return (self.tensor, self.companion) if self.companion else (self.tensor,)
+
     def sent(self, arrays: Arrays) -> npt.NDArray[np.bool_]:
         """Return ``[B]``: which rows carry a value that is not null."""
         sent: npt.NDArray[np.bool_]

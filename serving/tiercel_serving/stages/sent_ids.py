@@ -51,6 +51,10 @@ class SentIds:
         self._packed = PACKED[name] if text else None
         self._items, self._limit = items, limit
 
+    def tensor_names(self) -> tuple[str, ...]:
+        """Return the names of the tensors that carry the lists."""
+        return (self._name, self._length, *([self._packed] if self._packed else ()))
+
     def check(self, arrays: Arrays) -> None:
         """Reject lists that are too long, do not fit their lengths, or are sent in both forms."""
         check_list(arrays, self._name, self._length, self._stage, limit=self._limit)

@@ -23,6 +23,7 @@ from .seen_again import SeenAgain
 from .sent_columns import SentColumn, check_session
 from .sent_ids import SentIds
 from .specs import EXCLUDED, HISTORY
+from .unsent import Unsent
 
 
 class UserFeatures:
@@ -52,6 +53,8 @@ class UserFeatures:
         text = release.manifest.catalogue.item_id_dtype == "bytes"
         self._sent_history = SentIds(HISTORY, self._items, settings.max_excluded, text)
         self._excluded = SentIds(EXCLUDED, self._items, settings.max_excluded, text)
+        carried: tuple[SentColumn | SentIds, ...] = (*self._columns, self._sent_history, self._excluded)
+        self._unsent = Unsent(name for one in carried for name in one.tensor_names())
         self._k_max, self._set = settings.k_max, settings.numbers()
         self._seen_again = SeenAgain(settings, clock)
         self._pad = self._items.size
@@ -110,24 +113,54 @@ class UserFeatures:
         ``history_cat [B, L, H]``, ``excluded_row [B, E]`` with E ≥ 1, and the user columns that rules read.
         """
         users = self._store.read(arrays["user_id"])
+        outputs = self._stored(users) if self._asks_nothing(arrays, users) else self._merged(arrays, users)
+        for column, told in self._of_rules:
+            outputs.update(told.tensors(column.column(arrays, users, column.sent(arrays))))
+        return outputs
+
+    def _asks_nothing(self, arrays: Arrays, users: Users) -> bool:
+        """Return whether stored tensors are the outputs: requests send ids alone, and no value is live."""
+        live = users.stale is not None or users.appended is not None or users.filtered is not None
+        # The dummy row was computed without an id; for an unknown id the program may give other features.
+        fixed = not live and (self._id_column is None or every(users.known))
+        return fixed and self._unsent.holds(arrays, len(users.known))
+
+    def _stored(self, users: Users) -> dict[str, Array]:
+        """Return the outputs of :meth:`_merged` for requests that send ids alone."""
+        known, outputs = users.known, dict[str, Array]()
+        if every(known):
+            # KNOWN is 0, and zeros are faster to make.
+            outputs["status"] = np.zeros((len(known), 1), np.int32)
+        else:
+            outputs["status"] = np.where(known, np.int32(KNOWN), np.int32(UNKNOWN))[:, None]
+        for name in self._packed:
+            outputs[name] = users.packed(name)
+        if self._length:
+            self._add_history(outputs, *users.history(self._length, self._pad))
+        outputs["excluded_row"] = self._nobody(len(known))
+        return outputs
+
+    def _merged(self, arrays: Arrays, users: Users) -> dict[str, Array]:
+        """Return the outputs from what the requests send and what is stored, without the columns of rules."""
         sent = [column.sent(arrays) for column in self._columns]
         overridden = self._sent_history.given(arrays)
         outputs: dict[str, Array] = {"status": self._status(users, sent, overridden)[:, None]}
         # The dummy row was computed without an id; for an unknown id the program may give other features.
         new_ids = self._id_column is not None and not every(users.known)
         stale = users.stale is not None and some(users.stale)
-        if new_ids or stale or any(map(some, sent)):
+        any_sent = any(map(some, sent))
+        if new_ids or stale or any_sent:
             outputs.update(self._computed(arrays, users, sent))
         else:
             outputs.update((name, users.packed(name)) for name in self._packed)
-        for column, told in self._of_rules:
-            outputs.update(told.tensors(column.column(arrays, users, column.sent(arrays))))
-        sent_rows = self._sent_history.rows(arrays)
+        sent_rows, asked_out = self._sent_history.rows(arrays), self._excluded.rows(arrays)
         if self._length:
             outputs.update(self._history(users, sent_rows, overridden))
+        if not (any_sent or some(overridden) or sent_rows.shape[1] or asked_out.shape[1]):
+            self._unsent.learn(arrays, len(users.known))
         may_come = self._seen_again.may_come(arrays)
         allowed = may_come.everything[:, None]
-        ruled_out = [self._excluded.rows(arrays)]
+        ruled_out = [asked_out]
         if sent_rows.shape[1]:
             ruled_out.insert(0, np.where(allowed, self._pad, sent_rows))
         if users.appended is not None:
@@ -152,11 +185,7 @@ class UserFeatures:
     def _status(
         self, users: Users, sent: list[npt.NDArray[np.bool_]], overridden: npt.NDArray[np.bool_]
     ) -> Array:
-        known = users.known
-        if every(known):
-            # KNOWN is 0, and zeros are faster to make.
-            return np.zeros(len(known), np.int32)
-        features = overridden.copy()
+        known, features = users.known, overridden.copy()
         for column, flags in zip(self._columns, sent, strict=True):
             if column.of_user:
                 features |= flags
@@ -186,7 +215,11 @@ class UserFeatures:
             sent_history = last_real(sent_rows, real, self._length, self._pad)
             history = np.where(overridden[:, None], sent_history, history)
             count = np.where(overridden, np.minimum(sent_count, self._length).astype(np.int32), count)
-        outputs: dict[str, Array] = {"history_row": history, "history_length": count[:, None]}
+        outputs: dict[str, Array] = {}
+        self._add_history(outputs, history, count)
+        return outputs
+
+    def _add_history(self, outputs: dict[str, Array], history: Rows, count: npt.NDArray[np.int32]) -> None:
+        outputs["history_row"], outputs["history_length"] = history, count[:, None]
         if self._history_cat is not None:
             outputs["history_cat"] = self._history_cat.take(history, axis=0)
-        return outputs

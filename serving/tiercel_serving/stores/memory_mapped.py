@@ -31,6 +31,7 @@ from ..columns import Column, flat_ranges
 from ..errors import InvalidSettings
 from ..kinds import Settings
 from ..lookups.lookup import Lookup
+from ..native.rows import latest_rows
 from ..ranked.order import Rows
 from ..release.artefacts import Artefact
 from ..spec import Array
@@ -86,7 +87,7 @@ class UserTables:
     ) -> None:
         self._artefact, self._probes, self._hashes = artefact, probes, hashes
         self.history_offsets = artefact.array("history_offsets")
-        self.history_rows = artefact.array("history_rows")
+        self.history_rows = np.ascontiguousarray(artefact.array("history_rows"), np.int32)
         self.size = len(self.history_offsets) - 2
         self.fallbacks: dict[str, int] = {}
         self._packed: dict[str, Array] = {}
@@ -173,7 +174,9 @@ class UserRows:
     def __init__(self, tables: UserTables, rows: Rows) -> None:
         self._tables, self.rows = tables, rows
         #: ``[B]``: which users are in the tables.
-        self.known: npt.NDArray[np.bool_] = rows < tables.size
+        self.known: npt.NDArray[np.bool_] = (
+            np.array([rows.item() < tables.size]) if len(rows) == 1 else rows < tables.size
+        )
 
     @property
     def appended_ms(self) -> Rows:
@@ -193,14 +196,10 @@ class UserRows:
     def history(self, length: int, pad: int) -> tuple[Rows, npt.NDArray[np.int32]]:
         """Return the latest items ``[B, length]``, oldest first, and how many ``[B]`` are real."""
         offsets, listed, rows = self._tables.history_offsets, self._tables.history_rows, self.rows
-        out = np.empty((len(rows), length), np.int64)
-        out.fill(pad)
-        if len(rows) == 1:
-            row = rows.item()
-            begin, end = offsets[row : row + 2].tolist()
-            count = min(end - begin, length)
-            out[0, :count] = listed[end - count : end]
-            return out, np.array([count], np.int32)
+        found = latest_rows(rows, offsets, listed, length, pad)
+        if found is not None:
+            return found
+        out = np.full((len(rows), length), pad)
         ends = offsets[rows + 1]
         counts = np.minimum(ends - offsets[rows], length)
         real = np.arange(length) < counts[:, None]

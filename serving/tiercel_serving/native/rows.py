@@ -1,0 +1,81 @@
+"""Lists of catalogue rows for each user: the interface to ``rows.c``.
+
+All functions return None if it was not built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import library
+
+Rows = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int32]
+
+
+def latest_rows(of: Rows, offsets: Rows, listed: Codes, length: int, pad: int) -> tuple[Rows, Codes] | None:
+    """Return the last ``length`` rows of the lists ``of [B]``, padded, and how many ``[B]`` are real.
+
+    Raises
+    ------
+    IndexError
+        There is no such list.
+    """
+    functions: Any = library()
+    if functions is None:
+        return None
+    users = len(of)
+    found, counts = np.empty((users, length), np.int64), np.empty(users, np.int32)
+    sizes = users, length, len(offsets) - 1, pad
+    if functions.latest_rows(*sizes, offsets, listed, np.ascontiguousarray(of, np.int64), found, counts):
+        raise IndexError(f"a list is beyond the {len(offsets) - 1} lists")
+    return found, counts
+
+
+def keep_first(
+    rows: Rows, scores: Scores, source: Codes, reasons: Codes, most: int
+) -> tuple[Rows, Rows, Scores, Codes, Codes] | None:
+    """Implement :meth:`tiercel_serving.rules.kept.KeptRules.keep`.
+
+    Returns
+    -------
+    Rows, places, scores and sources of the kept ``[B, most]``, and the reason of each candidate ``[B, N]``.
+
+    Raises
+    ------
+    IndexError
+        A row is beyond the items.
+    """
+    functions: Any = library()
+    if functions is None:
+        return None
+    users, width = rows.shape
+    shape = users, most
+    found = (
+        np.empty(shape, np.int64),
+        np.empty(shape, np.int64),
+        np.empty(shape, np.float32),
+        np.empty(shape, np.int32),
+        np.empty((users, width), np.int32),
+    )
+    rows, scores = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(scores, np.float32)
+    source = np.ascontiguousarray(source, np.int32)
+    beyond = functions.keep_first(users, width, most, len(reasons), rows, scores, source, reasons, *found)
+    if beyond:
+        raise IndexError(f"{beyond} of {rows.size} rows are beyond the {len(reasons) - 1} items")
+    return found
+
+
+def blank_scores(scores: Scores, rows: Rows, pad: int) -> Scores | None:
+    """Return scores of any shape, -inf where they are NaN or their row is ``pad``."""
+    functions: Any = library()
+    if functions is None:
+        return None
+    blanked = np.empty(scores.shape, np.float32)
+    scores, rows = np.ascontiguousarray(scores, np.float32), np.ascontiguousarray(rows, np.int64)
+    functions.blank_scores(blanked.size, pad, scores, rows, blanked)
+    return blanked
