@@ -70,3 +70,5 @@ def test_answers_are_those_of_requests_that_are_looked_at(tiny: Tiny, users: int
         for name, array in wanted.items():
             assert array.dtype == outputs[name].dtype
             assert np.array_equal(array, outputs[name], equal_nan=array.dtype.kind == "f"), name
+    given = {**chain.lacking(plain), **plain}
+    assert all(stage._unsent.holds(given, users) for stage in chain.stages[:1])  # type: ignore[attr-defined]

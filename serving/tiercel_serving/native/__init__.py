@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 #: Function → its arguments: p is a contiguous array or None, t a tuple of arrays, n an integer.
 ARGUMENTS: Mapping[str, str] = {
     "mark": "pnpn",
@@ -65,5 +67,5 @@ def open_library(file: Path) -> Any:
     bound = SimpleNamespace()
     for name, arguments in ARGUMENTS.items():
         place = ctypes.cast(getattr(opened, name), ctypes.c_void_p).value
-        setattr(bound, name, bind((place, arguments.encode())))
+        setattr(bound, name, bind((place, arguments.encode(), np.ndarray, object.__basicsize__)))
     return bound

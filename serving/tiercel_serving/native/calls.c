@@ -27,8 +27,11 @@ PyObject* PyCFunction_NewEx(PyMethodDef* method, PyObject* self, PyObject* modul
 PyObject* PyErr_NoMemory(void);
 PyObject* PyErr_Occurred(void);
 PyObject* PyErr_Format(PyObject* type, const char* format, ...);
+void PyErr_Clear(void);
+int PyObject_IsInstance(PyObject* object, PyObject* type);
 int PyObject_GetBuffer(PyObject* object, Py_buffer* view, int flags);
 void PyBuffer_Release(Py_buffer* view);
+long long PyLong_AsLongLong(PyObject* number);
 unsigned long long PyLong_AsUnsignedLongLongMask(PyObject* number);
 void* PyLong_AsVoidPtr(PyObject* number);
 PyObject* PyLong_FromLongLong(long long value);
@@ -43,18 +46,41 @@ enum { MOST = 13 };
 typedef int64_t Function(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                          int64_t, int64_t);
 
-/* The buffers that a call holds until it returns. */
+/* The buffers that a call holds until it returns, and what tells NumPy's arrays. */
 typedef struct {
   size_t count;
   Py_buffer* views;
   void** places; /* addresses of the arrays of a tuple */
+  PyObject* array_type;
+  ssize_t before; /* size of a Python object without contents */
 } Held;
 
-/* Hold a contiguous array and get its address; NULL for None. */
+/* What NumPy's array object holds, in this order in NumPy 1.x and 2.x: compiled extensions read it so too. */
+typedef struct {
+  void* data;
+  int dims;
+  ssize_t *shape, *strides;
+  PyObject *base, *descr;
+  int flags;
+} ArrayContents;
+enum { ARRAY_IN_ORDER = 1 };
+
+/* Return the address of a contiguous NumPy array, which the caller keeps alive; NULL for anything else. */
+static void* address_of(PyObject* array, const Held* held)
+{
+  const int is_array = PyObject_IsInstance(array, held->array_type);
+  if (is_array < 0) PyErr_Clear();
+  if (is_array != 1) return NULL;
+  const ArrayContents* contents = (const ArrayContents*)((const char*)array + held->before);
+  return contents->flags & ARRAY_IN_ORDER ? contents->data : NULL;
+}
+
+/* Get the address of a contiguous array, and hold it where that is needed; NULL for None. NumPy takes longer to give a
+ * buffer than most functions take. */
 static bool hold(PyObject* array, Held* held, void** place)
 {
-  *place = NULL;
-  if (array == &_Py_NoneStruct) return true;
+  *place = array == &_Py_NoneStruct ? NULL : address_of(array, held);
+  if (*place != NULL || array == &_Py_NoneStruct) return true;
   if (PyObject_GetBuffer(array, &held->views[held->count], BUFFER_SIMPLE) != 0) return false;
   *place = held->views[held->count++].buf;
   return true;
@@ -95,14 +121,14 @@ static bool make_room(const char* kinds, PyObject* const* given, Held* held)
   return held->views != NULL;
 }
 
-/* Call the function whose address and argument kinds are in `self`, without the GIL. */
+/* Call the function in `self` (see bind_function), without the GIL. */
 static PyObject* call(PyObject* self, PyObject* const* given, ssize_t count)
 {
   Function* function = NULL;
   *(void**)(&function) = PyLong_AsVoidPtr(PyTuple_GetItem(self, 0));
   const char* kinds = PyBytes_AsString(PyTuple_GetItem(self, 1));
   int64_t v[MOST] = {0}, found = 0;
-  Held held = {0, NULL, NULL};
+  Held held = {0, NULL, NULL, PyTuple_GetItem(self, 2), PyLong_AsLongLong(PyTuple_GetItem(self, 3))};
   if ((size_t)count != strlen(kinds)) return PyErr_Format(PyExc_TypeError, "expected %s, got %zd arguments", kinds, count);
   bool good = make_room(kinds, given, &held);
   for (ssize_t index = 0; good && index < count; ++index) good = read_argument(kinds[index], given[index], &held, &v[index]);
@@ -116,7 +142,8 @@ static PyObject* call(PyObject* self, PyObject* const* given, ssize_t count)
   return good ? PyLong_FromLongLong(found) : NULL;
 }
 
-/* Return a Python function for `self`, a tuple (address, argument kinds as bytes). */
+/* Return a Python function for `self`: a tuple of its address, its argument kinds as bytes, NumPy's array type, and the size
+ * of a Python object without contents. */
 EXPORT PyObject* bind_function(PyObject* self)
 {
   static PyMethodDef method = {"call", call, METHOD_FASTCALL, NULL};

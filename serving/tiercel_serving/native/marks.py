@@ -9,9 +9,6 @@ import numpy.typing as npt
 
 from . import library
 
-#: From this many places on, the C function is faster in spite of the call's cost.
-MANY = 2000
-
 
 def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]]) -> None:
     """Set ``cells [n]`` to True at places of any shape, none of them negative.
@@ -21,7 +18,7 @@ def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]]) -> None
     IndexError
         A place is beyond the cells.
     """
-    functions = library() if at.size >= MANY else None
+    functions = library()
     if functions is None:
         cells[at] = True
         return

@@ -58,8 +58,8 @@ class Limits(NamedTuple):
     seen: Rows
     counts: Rows
     excluded: Rows
-    allowed: Flags | None = None
-    listed: Rows | None = None
+    allowed: Flags | None
+    listed: Rows | None
     asked: Flags | None = None
     changed: ChangedItems | None = None
 
@@ -169,7 +169,8 @@ class Retrieval:
         # Items appended to the store since the export are in ``excluded_row``.
         users = self._users.read(arrays["user_id"])
         if self._asks_nothing(arrays, users):
-            given, limits = None, Limits(*users.seen(), arrays["excluded_row"], changed=self._changed)
+            given = None
+            limits = Limits(*users.seen(), arrays["excluded_row"], None, None, None, self._changed)
         else:
             given = self._listed.given(arrays) if self._listed.sent(arrays) else None
             limits = self._limits(arrays, users, given)

@@ -62,6 +62,10 @@ class MemoryMapped(Settings, frozen=True, tag="memory_mapped"):
         """Open nothing: there are no live values."""
 
 
+#: The flags ``[1]`` of one user: not set, and set; read-only.
+_ONE = tuple(np.broadcast_to(np.bool_(flag), (1,)) for flag in (False, True))
+
+
 class UserTables:
     """The users of a release.
 
@@ -105,7 +109,7 @@ class UserTables:
         asked, snapshot = self._latest
         if asked is user_ids and snapshot is not None:
             return snapshot
-        snapshot = self.at(self.rows(user_ids[:, 0]))
+        snapshot = self.at(self.rows(user_ids if len(user_ids) == 1 else user_ids[:, 0]))
         self._latest = (user_ids, snapshot)
         return snapshot
 
@@ -114,7 +118,7 @@ class UserTables:
         return UserRows(self, rows)
 
     def rows(self, user_ids: Array) -> Rows:
-        """Return the row of each raw id ``[n]``; U if the tables have no such user."""
+        """Return the row of each raw id ``[n]`` (one may have any shape); U if there is no such user."""
         if len(user_ids) == 1:
             row = self.lookup.find_one(user_ids.item())
             return np.array([row if row >= 0 else self.size])
@@ -175,7 +179,7 @@ class UserRows:
         self._tables, self.rows = tables, rows
         #: ``[B]``: which users are in the tables.
         self.known: npt.NDArray[np.bool_] = (
-            np.array([rows.item() < tables.size]) if len(rows) == 1 else rows < tables.size
+            _ONE[rows.item() < tables.size] if len(rows) == 1 else rows < tables.size
         )
 
     @property
