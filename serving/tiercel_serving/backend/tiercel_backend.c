@@ -329,7 +329,7 @@ typedef struct {
 typedef struct Instance {
   TRITONBACKEND_ModelInstance* triton;
   TRITONBACKEND_Model* model;
-  PyObject *execute, *finalize;
+  PyObject *execute, *settle, *finalize;
   uint64_t most_users; /* in one batch */
   Kind kind;           /* of the latest request; guarded by the GIL */
   /* Guarded by `turns`: */
@@ -419,11 +419,13 @@ static TRITONSERVER_Error* load(Instance* instance, const char* config, size_t s
   if (number != NULL) Py_DecRef(number);
   if (loaded == NULL) return python_error("model");
   instance->execute = PyObject_GetAttrString(loaded, "execute");
+  instance->settle = PyObject_GetAttrString(loaded, "settle");
   instance->finalize = PyObject_GetAttrString(loaded, "finalize");
   instance->most_users = number_at(config, size, "\"max_batch_size\":");
   instance->inner = memmem(config, size, "\"dynamic_batching\":", 19) == NULL;
   Py_DecRef(loaded);
-  return instance->execute == NULL || instance->finalize == NULL ? python_error("model") : NULL;
+  bool whole = instance->execute != NULL && instance->settle != NULL && instance->finalize != NULL;
+  return whole ? NULL : python_error("model");
 }
 
 EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* triton_instance)
@@ -471,6 +473,7 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_Mod
   TRITONSERVER_Error* failed = done == NULL ? python_error("model: finalize") : NULL;
   if (done != NULL) Py_DecRef(done);
   Py_DecRef(instance->execute);
+  Py_DecRef(instance->settle);
   Py_DecRef(instance->finalize);
   if (instance->kind.object != NULL) Py_DecRef(instance->kind.object);
   leave_python();
@@ -959,9 +962,14 @@ static void end_turn(Instance* instance)
   pthread_mutex_unlock(&turns);
 }
 
+/* Python's objects of a batch. */
+typedef struct {
+  PyObject *requests, *answers;
+} Objects;
+
 /* Run the readable requests of a batch in one call into Python, and write their responses; `begin` and `end` time the
  * call itself. */
-static void run(Instance* instance, Call* batch, uint64_t* begin, uint64_t* end)
+static Objects run(Instance* instance, Call* batch, uint64_t* begin, uint64_t* end)
 {
   ssize_t good = 0;
   uint64_t rows = 0;
@@ -994,8 +1002,19 @@ static void run(Instance* instance, Call* batch, uint64_t* begin, uint64_t* end)
                                   : write_answer(call, PyList_GetItem(answers, shared ? 0 : call->place), shared);
   }
   if (broken != NULL) TRITONSERVER_ErrorDelete(broken);
-  if (answers != NULL) Py_DecRef(answers);
-  if (list != NULL) Py_DecRef(list);
+  return (Objects){list, answers};
+}
+
+/* Free a batch's objects, and let the model do what callers need not wait for. */
+static void settle(Instance* instance, Objects objects)
+{
+  if (objects.answers != NULL) Py_DecRef(objects.answers);
+  if (objects.requests != NULL) Py_DecRef(objects.requests);
+  PyObject* done = PyObject_CallFunctionObjArgs(instance->settle, NULL);
+  if (done == NULL)
+    log_and_delete(python_error("model: settle"));
+  else
+    Py_DecRef(done);
 }
 
 /* Run a batch, send its responses, report statistics and release its requests. */
@@ -1003,7 +1022,7 @@ static void answer(Instance* instance, Call* batch)
 {
   uint64_t users = 0, begin = now_ns(), compute_begin = 0, compute_end = 0;
   enter_python();
-  run(instance, batch, &compute_begin, &compute_end);
+  Objects objects = run(instance, batch, &compute_begin, &compute_end);
   leave_python();
   instance->awaited = arrivals;
   for (Call* call = batch; call != NULL; call = call->next) ++instance->awaited;
@@ -1012,6 +1031,10 @@ static void answer(Instance* instance, Call* batch)
     if (call->response != NULL)
       log_and_delete(TRITONBACKEND_ResponseSend(call->response, RESPONSE_FINAL, call->failed));
   uint64_t end = now_ns();
+  /* Before the requests are released, since the objects refer to their memory. */
+  enter_python();
+  settle(instance, objects);
+  leave_python();
   for (Call* call = batch; call != NULL; call = call->next) {
     users += call->users;
     log_and_delete(TRITONBACKEND_ModelInstanceReportStatistics(instance->triton, call->request, call->failed == NULL,

@@ -168,12 +168,14 @@ def _metric(family: int | None, labels: tuple[tuple[str, str], ...]) -> ctypes.c
 
 
 class Loaded(NamedTuple):
-    """A loaded model: the functions that the backend calls for each batch, and when the model is unloaded.
+    """A loaded model: the functions that the backend calls.
 
-    ``execute`` returns one answer per request, or a single answer with the rows of all requests in order.
+    ``execute`` answers a batch: one answer per request, or a single answer with the rows of all requests in
+    order. ``settle`` is called when the answers have been sent, ``finalize`` when the model is unloaded.
     """
 
     execute: Callable[[list[RawRequest]], list[RawAnswer]]
+    settle: Callable[[], None]
     finalize: Callable[[], None]
 
 
@@ -220,8 +222,9 @@ def load(model_config: str, model_repository: str, device: int = 0) -> Loaded:
             Logger.log_error(traceback.format_exc())
             return [(TritonError.INTERNAL, f"the model broke: {error!r}", [])] * len(raw)
 
-    # ``finalize`` is optional, as in Triton's own Python backend.
-    return Loaded(execute, getattr(model, "finalize", lambda: None))
+    # ``finalize`` is optional, as in Triton's own Python backend; only the adapter has ``settle``.
+    settle, finalize = (getattr(model, name, lambda: None) for name in ("settle", "finalize"))
+    return Loaded(execute, settle, finalize)
 
 
 def _answer_by_stock_calls(model: Any, requests: Sequence[tuple[dict[str, Array], list[str]]]) -> list[Any]:

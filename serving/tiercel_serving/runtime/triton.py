@@ -102,6 +102,8 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
         self._inputs = batching.Inputs(self._chain.external_inputs)
         self._alike = Alike(None, 0, checked=True, lacking={})
+        # The inputs and outputs of batches whose answers may not have been sent yet.
+        self._unsettled: list[tuple[Arrays, Arrays]] = []
         self._k_default = release.settings.k_default
         self._time_outputs = frozenset(TIME_PREFIX + name for name in names)
         self._metrics = Metrics(
@@ -116,7 +118,9 @@ class TritonPythonModel:
             ({tensor.name(): tensor.as_numpy() for tensor in one.inputs()}, one.requested_output_names())
             for one in requests
         ]
-        return [_response(answer) for answer in self.answer(read)]
+        responses = [_response(answer) for answer in self.answer(read)]
+        self.settle()
+        return responses
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer the requests of one Triton batch together; a bad request gets an error of its own.
@@ -211,11 +215,17 @@ class TritonPythonModel:
         self, arrays: Arrays, users: int, wanted: Collection[str], lacking: Arrays | None = None
     ) -> dict[str, Array]:
         outputs, times = self._chain.run(arrays, wanted, lacking)
-        if "count" in outputs:
-            self._note_answers(arrays, outputs)
+        self._unsettled.append((arrays, outputs))
         for name in self._time_outputs.intersection(wanted):
             outputs[name] = np.full((users, 1), times[name.removeprefix(TIME_PREFIX)], np.float32)
         return outputs
+
+    def settle(self) -> None:
+        """Count the answers, and free their tensors; called when they have been sent."""
+        for arrays, outputs in self._unsettled:
+            if "count" in outputs:
+                self._note_answers(arrays, outputs)
+        self._unsettled.clear()
 
     def _note_answers(self, arrays: Arrays, outputs: Arrays) -> None:
         """Queue the answers for the metrics, which are counted later, off the request's path."""
