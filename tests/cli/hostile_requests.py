@@ -70,6 +70,8 @@ class Request(ctypes.Structure):
 
 #: Holds requests whose first tensor is named "wait"; counts batches by thread.
 go_on, ran_in = Event(), Counter()  # type: ignore[var-annotated]
+#: How often the model's functions were called. A batch of which no request can be read is settled alone.
+calls: Counter[str] = Counter()
 #: The devices on which instances were placed, in the order in which they were loaded.
 placed: list[int] = []
 
@@ -78,6 +80,7 @@ def load(config: str, place: str, device: int) -> Any:
     """Return a model that echoes its inputs, and fails if the first tensor is named "break"."""
 
     def execute(raw: list[Any]) -> list[Any]:
+        calls["execute"] += 1
         ran_in[get_ident()] += 1
         first = raw[0][0][0][0][0]
         if first == "break":
@@ -104,7 +107,14 @@ def load(config: str, place: str, device: int) -> Any:
     assert config.startswith('{"max_batch_size":4')
     assert place == "/nowhere"
     placed.append(device)
-    return SimpleNamespace(execute=execute, finalize=lambda: None)
+    return SimpleNamespace(execute=execute, settle=settle, finalize=lambda: None)
+
+
+def settle() -> None:
+    """Count calls, and fail in some of them, which is logged and harms no request."""
+    calls["settle"] += 1
+    if calls["settle"] % 5 == 0:
+        raise ValueError("broken on purpose")
 
 
 def is_of_one(kind: Any) -> bool:
@@ -178,6 +188,7 @@ def main(library: str, stand_in: str, rounds: str) -> None:
     relieved(backend, counts)
     users, most = (ctypes.c_uint64.in_dll(triton, name).value for name in ("users", "most_users"))
     assert (users, most) == (counts.pop("users"), 4), (users, most)
+    assert 0 < calls["execute"] <= calls["settle"], calls
     print(counts["good"], counts["refused"])
 
 
