@@ -16,6 +16,7 @@
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdarg.h>
@@ -27,6 +28,7 @@
 #include <string.h>
 #include <sys/types.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "../native/python_abi.h"
 
@@ -818,17 +820,49 @@ static uint64_t count_users(TRITONBACKEND_Request* request)
  * idle one, and everything that Python needs must be fetched into that one's caches. So a thread that has run Python
  * asks to be woken where it ran; the other thread, one of gRPC's or Triton's, is done within microseconds. The
  * request holds only while the thread waits: threads that a stage starts inherit it, and libraries with threads need
- * all processors. Every FREE_WAIT-th wait is without it, so that a processor with other work is left. */
-enum { FREE_WAIT = 16 };
+ * all processors. Where others compute on that processor, waiting for it would cost milliseconds: after a wait of
+ * more than CROWDED_NS for a processor, the thread takes any for a while, LEAST_APART_NS at first, and twice as long each
+ * time that it happens again. Every FREE_WAIT-th wait is without the request, so that the thread can leave a processor
+ * that stays busy. */
+enum { FREE_WAIT = 16, LOOK_WAIT = 4, CROWDED_NS = 500000, LEAST_APART_NS = 8000000, MOST_APART_NS = 1024000000 };
 static __thread cpu_set_t allowed, kept; /* the thread's processors, and the one on which it waits */
 static __thread bool keeps;
 static __thread uint32_t waits;
+static __thread uint64_t queued_ns, apart_ns = LEAST_APART_NS, apart_until_ns;
+
+/* Return how long this thread could run and had no processor, in all; UINT64_MAX if the kernel does not say. */
+static uint64_t time_queued_ns(void)
+{
+  char text[64] = "", *second = NULL, *end = NULL;
+  int file = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+  ssize_t size = file < 0 ? -1 : read(file, text, sizeof text - 1);
+  if (file >= 0) close(file);
+  if (size <= 0) return UINT64_MAX;
+  strtoull(text, &second, 10); /* how long it ran */
+  uint64_t queued = strtoull(second, &end, 10);
+  return end == second ? UINT64_MAX : queued;
+}
+
+/* Return whether processors are free enough to wait for a certain one; looked at every LOOK_WAIT-th time. */
+static bool uncrowded(void)
+{
+  if (waits % LOOK_WAIT != 0 && queued_ns != UINT64_MAX) return now_ns() >= apart_until_ns;
+  uint64_t queued = time_queued_ns(), now = now_ns();
+  if (queued_ns != 0 && queued - queued_ns > CROWDED_NS) {
+    apart_until_ns = now + apart_ns;
+    if (apart_ns < MOST_APART_NS) apart_ns *= 2;
+  } else if (now >= apart_until_ns && apart_ns > LEAST_APART_NS) {
+    apart_ns /= 2;
+  }
+  queued_ns = queued;
+  return queued != UINT64_MAX && now >= apart_until_ns;
+}
 
 /* Before a wait: ask to be woken on this processor. */
 static void keep_processor(void)
 {
   int here = sched_getcpu();
-  if (++waits % FREE_WAIT == 0 || here < 0 || here >= CPU_SETSIZE) return;
+  if (++waits % FREE_WAIT == 0 || !uncrowded() || here < 0 || here >= CPU_SETSIZE) return;
   if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) == 1) return;
   CPU_ZERO(&kept);
   CPU_SET(here, &kept);
@@ -1087,12 +1121,13 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_Mode
   leave_processor();
   TRY(TRITONBACKEND_ModelInstanceState(triton_instance, (void**)&instance));
   TRY(put_down(instance, requests, count, &run_here));
-  bool ran = run_here;
+  /* Several requests at once are a load under which processors are busy anyway. */
+  bool keep = run_here && count == 1;
   while (run_here && run_turns(PATIENCE)) {
     pthread_mutex_lock(&turns);
     run_here = !hand_over();
     pthread_mutex_unlock(&turns);
   }
-  if (ran) keep_processor();
+  if (keep) keep_processor();
   return NULL;
 }
