@@ -90,7 +90,8 @@ class UserTables:
         self, artefact: Artefact, probes: Callable[[], ItemProbes] | None = None, hashes: int = 0
     ) -> None:
         self._artefact, self._probes, self._hashes = artefact, probes, hashes
-        self.history_offsets = artefact.array("history_offsets")
+        # In the types that ``latest_rows`` reads, which are those of the file.
+        self.history_offsets = np.ascontiguousarray(artefact.array("history_offsets"), np.int64)
         self.history_rows = np.ascontiguousarray(artefact.array("history_rows"), np.int32)
         self.size = len(self.history_offsets) - 2
         self.fallbacks: dict[str, int] = {}
