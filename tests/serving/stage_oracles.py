@@ -97,9 +97,11 @@ def pack(ids: Sequence[bytes]) -> bytes:
 
 
 def packed(request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the same request with its lists of text ids packed."""
+    """Return the same request with its lists of text ids packed, but for those with a NUL in an id."""
     out = dict(request)
     for name, element in PACKED.items():
+        if name in out and any(b"\0" in one for one in out[name].reshape(-1).tolist()):
+            continue
         ids, lengths = out.pop(name, None), out.pop(LENGTHS[name], None)
         if ids is not None:
             sizes = [ids.shape[1]] * len(ids) if lengths is None else lengths[:, 0].tolist()
