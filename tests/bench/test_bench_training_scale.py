@@ -46,8 +46,8 @@ def test_the_whole_way_is_gone_and_goes_on_where_it_was_left(tmp_path: Path) -> 
         assert taken["cpu_s"] > 0
         # The kernel updates its count of pages in batches.
         assert 0 < max(taken["peaks_bytes"].values()) <= 1.01 * taken["peak_bytes"]
-    # It samples five times a second, so it misses some steps as short as these; on a fast machine all epochs.
+    # It samples 50 times a second, so it may miss some steps as short as these.
     steps = set(kept["train"]["peaks_bytes"])
     assert {"packing", "figures"} <= steps
-    assert any(step.endswith(" of 4") or step == "ranking" for step in steps)
+    assert any(step.endswith(" of 4") for step in steps)
     assert pq.read_metadata(tmp_path / "lists.parquet").num_rows == 60
