@@ -6,27 +6,27 @@ a closed loop never sends ("coordinated omission"; Tene 2013, "How NOT to measur
 arrivals are exponential, like those of many independent callers.
 
 Requests are encoded before the clock starts, and responses are not decoded, so a latency consists of the
-server, the network, and about 0.1 ms of gRPC's Python library.
+server and the network. All calls share one connection, as those of one application do.
 """
 
 from __future__ import annotations
 
 import collections
+import gc
 import multiprocessing
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from math import inf
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import BenchError
+from .calls import Calls, Ended
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -95,7 +95,7 @@ class Answers:
 @contextmanager
 def generator() -> Iterator[ProcessPoolExecutor]:
     """Yield an executor with one process, which runs jobs one at a time: ``.submit(send, job)``."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=gc.disable) as pool:
         yield pool
 
 
@@ -105,17 +105,15 @@ def send(job: Job) -> Answers:
     Raises
     ------
     BenchError
-        A warm-up request fails.
+        The server cannot be reached, or a warm-up request fails.
     """
-    with grpc.insecure_channel(job.url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        # Without (de)serialisers: requests and responses are bytes.
-        call = channel.unary_unary(METHOD)
-        try:
-            for number in range(WARM_UP):
-                call(job.requests[number % len(job.requests)], timeout=TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise BenchError(f"{job.url}: a request failed: {error.details()}") from error
-        return _closed(call, job) if job.rate is None else _open(call, job, job.rate)
+    with Calls[tuple[float, int]](job.url, METHOD, TIMEOUT_S) as calls:
+        for number in range(WARM_UP):
+            calls.begin(job.requests[number % len(job.requests)], (0.0, 0))
+            (ended,) = calls.ended(inf)
+            if ended.status != "OK":
+                raise BenchError(f"{job.url}: a request failed: {ended.details}")
+        return _closed(calls, job) if job.rate is None else _open(calls, job, job.rate)
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> Floats:
@@ -127,74 +125,56 @@ def arrivals(rate: float, seconds: float, seed: int) -> Floats:
 
 
 class _Book:
-    """Records the outcome of requests, from gRPC's threads or the callers'."""
+    """Records the outcome of requests, by when they were due or sent."""
 
     def __init__(self) -> None:
         self.latencies_s: list[float] = []
         self.failures: collections.Counter[str] = collections.Counter()
         self.last = 0.0
-        self.done = 0
-        self._lock = threading.Lock()
 
-    def close(self, since: float, call: Any) -> None:
-        """Record a finished call that was due, or sent, at ``since``."""
-        now = time.perf_counter()
-        code = call.code()
-        with self._lock:
-            if code is grpc.StatusCode.OK:
-                self.latencies_s.append(now - since)
-            else:
-                self.failures[code.name] += 1
-            self.last = max(self.last, now)
-            self.done += 1  # last, because the thread that polls it then reads the rest
+    def note(self, ended: Ended[tuple[float, int]]) -> None:
+        """Record a call that ended."""
+        if ended.status == "OK":
+            self.latencies_s.append(ended.at - ended.mark[0])
+        else:
+            self.failures[ended.status] += 1
+        self.last = ended.at
+
+    def answers(self, job: Job, start: float, late: Floats) -> Answers:
+        """Return the outcome of a job that started at ``start``."""
+        elapsed = max(self.last - start, job.seconds)
+        return Answers(np.array(self.latencies_s) * 1e6, late * 1e6, elapsed, dict(self.failures))
 
 
-def _open(call: Any, job: Job, rate: float) -> Answers:
+def _open(calls: Calls[tuple[float, int]], job: Job, rate: float) -> Answers:
     due = arrivals(rate, job.seconds, job.seed)
     book, late = _Book(), np.zeros(len(due))
     start = time.perf_counter() + 0.05
-    sent = 0
     for number, offset in enumerate((start + due).tolist()):
-        wait = offset - time.perf_counter()
-        if wait > 0:
-            # time.sleep is accurate to about 60 µs, an event loop's timer to 1 ms.
-            time.sleep(wait)
+        while time.perf_counter() < offset:
+            for ended in calls.ended(offset):
+                book.note(ended)
         late[number] = time.perf_counter() - offset
-        if sent - book.done >= MOST_IN_FLIGHT:
+        if len(calls) >= MOST_IN_FLIGHT:
             book.failures["not sent, too many in flight"] += len(due) - number
             late = late[:number]
             break
-        future = call.future(job.requests[number % len(job.requests)], timeout=TIMEOUT_S)
-        future.add_done_callback(lambda done, since=offset: book.close(since, done))
-        sent += 1
-    while book.done < sent:
-        time.sleep(0.002)
-    elapsed = max(book.last - start, job.seconds)
-    return Answers(np.array(book.latencies_s) * 1e6, late * 1e6, elapsed, dict(book.failures))
+        calls.begin(job.requests[number % len(job.requests)], (offset, 0))
+    while len(calls):
+        for ended in calls.ended(inf):
+            book.note(ended)
+    return book.answers(job, start, late)
 
 
-def _closed(call: Any, job: Job) -> Answers:
+def _closed(calls: Calls[tuple[float, int]], job: Job) -> Answers:
+    callers = [cycle(job.requests[n :: job.concurrency] or job.requests) for n in range(job.concurrency)]
     book = _Book()
     start = time.perf_counter()
-    end = start + job.seconds
-
-    def caller(requests: Sequence[bytes]) -> None:
-        for request in cycle(requests):
-            if (since := time.perf_counter()) >= end:
-                return
-            try:
-                _, done = call.with_call(request, timeout=TIMEOUT_S)
-            except grpc.RpcError as error:
-                done = error  # which is the call, too
-            book.close(since, done)
-
-    threads = [
-        threading.Thread(target=caller, args=(job.requests[n :: job.concurrency] or job.requests,))
-        for n in range(job.concurrency)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    elapsed = max(book.last - start, job.seconds)
-    return Answers(np.array(book.latencies_s) * 1e6, np.zeros(0), elapsed, dict(book.failures))
+    for caller, requests in enumerate(callers):
+        calls.begin(next(requests), (start, caller))
+    while len(calls):
+        for ended in calls.ended(inf):
+            book.note(ended)
+            if (now := time.perf_counter()) < start + job.seconds:
+                calls.begin(next(callers[ended.mark[1]]), (now, ended.mark[1]))
+    return book.answers(job, start, np.zeros(0))
