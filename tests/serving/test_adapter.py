@@ -5,8 +5,11 @@ The end-to-end tests check it under a real Triton.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
@@ -86,6 +89,7 @@ class MetricFamily:
 def fake_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], float]]:
     """Replace Triton's module and yield the metric values reported to it, by (family, label)."""
     MetricFamily.values = {}
+    interval_s = sys.getswitchinterval()
     module = ModuleType("triton_python_backend_utils")
     logger = SimpleNamespace(log_error=lambda message: None)
     for name, value in {
@@ -101,6 +105,7 @@ def fake_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str
     monkeypatch.delitem(sys.modules, "tiercel_serving.runtime.triton", raising=False)
     yield MetricFamily.values
     sys.modules.pop("tiercel_serving.runtime.triton", None)
+    sys.setswitchinterval(interval_s)
 
 
 Open = Callable[..., Any]
@@ -324,6 +329,53 @@ def test_counts(open_model: Open, plain: Tiny, fake_triton: dict[tuple[str, str]
         ("tiercel_refused_requests_total", ""): 1,
     }
     assert ("tiercel_stage_errors_total", "retrieval") in fake_triton
+
+
+def test_many_answers_are_counted_at_once(
+    open_model: Open, plain: Tiny, fake_triton: dict[tuple[str, str], float]
+) -> None:
+    model = open_model()
+    seen_all, unknown = plain.user_ids[1], -1
+    # Batches with and without a k of their own: each answer of the first user is short of it.
+    for k in (None, 1, 2, None, 1):
+        model.execute([Request(tensors([Ask(seen_all, k=k), Ask(unknown, k=k)])) for _ in range(3)])
+    model.finalize()
+    assert {key: value for key, value in fake_triton.items() if value} == {
+        ("tiercel_answers_total", "known"): 15,
+        ("tiercel_answers_total", "unknown"): 15,
+        ("tiercel_short_lists_total", ""): 15,
+    }
+
+
+def test_a_thread_that_computes_does_not_hold_requests_up(open_model: Open, plain: Tiny) -> None:
+    model, request = open_model(), Request(tensors([Ask(plain.user_ids[2])]))
+    model.execute([request])
+    stop, times_s = threading.Event(), []
+
+    def compute() -> None:
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        for _ in range(20):
+            before = time.perf_counter()
+            model.execute([request])
+            time.sleep(0.001)  # gives Python's lock away, as waiting for a request does
+            times_s.append(time.perf_counter() - before)
+    finally:
+        stop.set()
+        thread.join()
+    # By Python's own interval, getting the lock back takes 5 ms, every time that it was given away.
+    assert sorted(times_s)[10] < 0.005
+
+
+def test_an_opened_model_is_not_looked_through_for_garbage(open_model: Open) -> None:
+    model = open_model()
+    assert gc.get_freeze_count() > 10_000
+    model.finalize()
+    assert gc.get_freeze_count() == 0
 
 
 def test_counts_are_of_the_answers_and_not_of_memory_that_is_tritons_again(

@@ -17,7 +17,9 @@ so it calls :meth:`TritonPythonModel.answer`.
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,10 @@ from ..stores.chosen import read_store
 from . import batching
 from .chain import Chain
 from .metrics import ADAPTER, REFUSED, STAGE_ERRORS, Metrics
+
+#: After this time, a thread that runs Python lets one that waits for it run: 5 ms by default, which a request
+#: would wait several times while a thread that it does not concern (live items, metrics) computes.
+SWITCH_INTERVAL_S = 0.0002
 
 #: A request: its tensors by name, and the names of the outputs that it asks for.
 Request = tuple[dict[str, Array], Sequence[str]]
@@ -111,6 +117,10 @@ class TritonPythonModel:
             release.store.fallbacks if USER_FEATURES in names else {},
             release.source_failures if RETRIEVAL in names else {},
         )
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        # What a model consists of stays. Looking through it for garbage would take 10 ms now and then.
+        gc.collect()
+        gc.freeze()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of one Triton batch; see :meth:`answer`."""
@@ -189,6 +199,7 @@ class TritonPythonModel:
         """Send the last counts, and close the stages."""
         self._metrics.close()
         self._chain.close()
+        gc.unfreeze()
 
     def _answer(self, calls: Sequence[Call], answers: list[Answer]) -> None:
         """Run the calls as one batch; if that fails, one by one, so that only those at fault fail."""
