@@ -103,8 +103,8 @@ class Calls(Generic[Mark]):
             raise BenchError(f"cannot connect to {url}: {error}") from error
 
     def __len__(self) -> int:
-        """Return the number of calls that have not ended."""
-        return len(self._open) + len(self._waiting)
+        """Return the number of calls whose end was not returned yet."""
+        return len(self._open) + len(self._waiting) + len(self._ended)
 
     def __enter__(self) -> Calls[Mark]:
         return self
@@ -132,7 +132,7 @@ class Calls(Generic[Mark]):
         """
         while not self._ended and (left_s := until - time.perf_counter()) > 0:
             if self._closed:
-                time.sleep(left_s)
+                time.sleep(min(left_s, _LONGEST_WAIT_S))
             else:
                 self._exchange(until)
                 self._give_up()
