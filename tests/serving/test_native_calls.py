@@ -10,16 +10,16 @@ from tiercel_serving import native
 def refused_calls(functions):
     """Pass non-contiguous arrays, wrong types and wrong counts: each is refused, and no buffer stays held."""
     cells, places = bytearray(8), np.array([1, 5])
-    assert functions.mark(cells, 8, places, 2) == 0
+    assert functions.mark(cells, 8, places, 2, 0) == 0
     assert bytes(cells) == b"\0\1\0\0\0\1\0\0"
-    for given in ((cells, 8, places), (cells, 8, places, 2, 3)):
-        with pytest.raises(TypeError, match=f"expected pnpn, got {len(given)} arguments"):
+    for given in ((cells, 8, places, 2), (cells, 8, places, 2, 0, 3)):
+        with pytest.raises(TypeError, match=f"expected pnpnn, got {len(given)} arguments"):
             functions.mark(*given)
-    for given in ((cells, 8, 3, 2), (cells, "8", places, 2), (cells, 8.5, places, 2)):
+    for given in ((cells, 8, 3, 2, 0), (cells, "8", places, 2, 0), (cells, 8.5, places, 2, 0)):
         with pytest.raises(TypeError):
             functions.mark(*given)
     with pytest.raises((ValueError, BufferError), match="contiguous"):
-        functions.mark(cells, 8, np.arange(8)[::2], 4)
+        functions.mark(cells, 8, np.arange(8)[::2], 4, 0)
     with pytest.raises(SystemError):
         functions.run_loops(1, 0, 1, None, [cells], None)
     with pytest.raises(TypeError):

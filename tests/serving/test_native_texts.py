@@ -96,9 +96,11 @@ def test_cells_are_marked(built, functions, monkeypatch):
     monkeypatch.setattr(marks, "library", lambda: functions if built else None)
     rng = np.random.default_rng(0)
     for shape in ((5,), (0,), (2000,), (3, 2000)):
-        cells, at = np.zeros(1000, np.bool_), rng.integers(0, 1000, shape)
-        marks.mark(cells, at)
-        assert cells.nonzero()[0].tolist() == sorted(set(at.ravel().tolist()))
+        for width in (0, 1, 7, 1000, 1001):
+            cells, at = np.zeros(1000, np.bool_), rng.integers(0, 1000, shape)
+            marks.mark(cells, at, width)
+            last = set(range(width - 1, 1000, width)) if width else set()
+            assert cells.nonzero()[0].tolist() == sorted(last | set(at.ravel().tolist()))
     with pytest.raises(IndexError):
         marks.mark(np.zeros(1000, np.bool_), np.full(2000, 1000))
 

@@ -62,12 +62,14 @@ class Ended(Generic[Mark]):
 
 @dataclass
 class _Call(Generic[Mark]):
-    """A call that is not completely sent: the rest of its body, and the stream's window once it has one."""
+    """A call, when it was begun, and how much of its body was sent, on which stream, in which window."""
 
     mark: Mark
     body: bytes
+    begun: float
     stream: int = 0
     room: int = 0
+    sent: int = 0
 
 
 class Calls(Generic[Mark]):
@@ -120,7 +122,8 @@ class Calls(Generic[Mark]):
             except OSError as error:
                 self._end(mark, "UNAVAILABLE", str(error))
                 return
-        self._waiting.append(_Call(mark, b"\x00" + len(message).to_bytes(4, "big") + message))
+        body = b"\x00" + len(message).to_bytes(4, "big") + message
+        self._waiting.append(_Call(mark, body, time.perf_counter()))
 
     def ended(self, until: float) -> list[Ended[Mark]]:
         """Send what is pending; return the calls that have ended, as soon as there are any.
@@ -148,7 +151,7 @@ class Calls(Generic[Mark]):
         self._stream, self._taken, self._most = -1, 0, frames.LARGEST
         self._window = self._new_room = frames.WINDOW
         self._waiting: collections.deque[_Call[Mark]] = collections.deque()
-        self._open: dict[int, tuple[Mark, float]] = {}
+        self._open: dict[int, _Call[Mark]] = {}  # completely sent, by stream
 
     def _exchange(self, until: float) -> None:
         """Send, wait for data, and take them."""
@@ -180,16 +183,17 @@ class Calls(Generic[Mark]):
                 continue
             if not call.stream:
                 self._stream += 2
-                call.stream, call.room = self._stream, self._new_room
+                call.stream, call.room, call.sent = self._stream, self._new_room, 0
                 self._unsent += written(frames.HEADERS, frames.END_HEADERS, call.stream, self._fields)
-            while call.body and (now := min(len(call.body), self._window, call.room, frames.FRAME_SIZE)) > 0:
-                last = frames.END_STREAM if now == len(call.body) else 0
-                self._unsent += written(frames.DATA, last, call.stream, call.body[:now])
-                call.body = call.body[now:]
-                self._window, call.room = self._window - now, call.room - now
-            if call.body:
-                return
-            self._open[call.stream] = call.mark, time.perf_counter()
+            while (left := len(call.body) - call.sent) > 0:
+                now = min(left, self._window, call.room, frames.FRAME_SIZE)
+                if now <= 0:
+                    return
+                part = call.body[call.sent : call.sent + now]
+                last = frames.END_STREAM if now == left else 0
+                self._unsent += written(frames.DATA, last, call.stream, part)
+                self._window, call.room, call.sent = self._window - now, call.room - now, call.sent + now
+            self._open[call.stream] = call
             self._waiting.popleft()
 
     def _take(self, came: bytes) -> None:
@@ -213,10 +217,19 @@ class Calls(Generic[Mark]):
     def _close_stream(self, stream: int, status: str, details: str) -> None:
         """End the call of a stream; one that is answered before it is completely sent is not sent on."""
         if stream in self._open:
-            self._end(self._open.pop(stream)[0], status, details)
+            self._end(self._open.pop(stream).mark, status, details)
         elif self._waiting and self._waiting[0].stream == stream:
             self._end(self._waiting.popleft().mark, status, details)
             self._unsent += written(frames.RST_STREAM, 0, stream, frames.CANCEL.to_bytes(4, "big"))
+
+    def _break_off(self, stream: int, code: int) -> None:
+        """End a call that the server broke off, or send it again if the server did not process it."""
+        if code == frames.REFUSED_STREAM and stream in self._open:
+            call = self._open.pop(stream)
+            call.stream = 0
+            self._waiting.append(call)
+        else:
+            self._close_stream(stream, "UNAVAILABLE", f"broken off with HTTP/2's error {code}")
 
     def _heed(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         """Process a frame that is no part of an answer."""
@@ -236,29 +249,28 @@ class Calls(Generic[Mark]):
         elif kind == frames.PING and not flags & frames.ACK:
             self._unsent += written(frames.PING, frames.ACK, 0, payload)
         elif kind == frames.RST_STREAM:
-            self._close_stream(stream, "UNAVAILABLE", f"broken off with HTTP/2's error {number(payload)}")
+            self._break_off(stream, number(payload))
         elif kind == frames.GOAWAY:
             self._leaving = True
             for late in [sent for sent in self._open if sent > number(payload)]:
-                self._end(self._open.pop(late)[0], "UNAVAILABLE")
+                self._end(self._open.pop(late).mark, "UNAVAILABLE")
 
     def _give_up(self) -> None:
         """End calls that have waited too long; the oldest come first."""
         before = time.perf_counter() - self._timeout_s
-        while self._open:
-            stream, (mark, sent) = next(iter(self._open.items()))
-            if sent > before:
-                return
-            del self._open[stream]
-            self._end(mark, "DEADLINE_EXCEEDED")
+        while self._open and (call := next(iter(self._open.values()))).begun < before:
+            self._close_stream(call.stream, "DEADLINE_EXCEEDED", "")
+        while self._waiting and (call := self._waiting[0]).begun < before:
+            if call.stream:
+                self._close_stream(call.stream, "DEADLINE_EXCEEDED", "")
+            else:
+                self._end(self._waiting.popleft().mark, "DEADLINE_EXCEEDED")
 
     def _lose(self) -> None:
         """End all calls, since the connection is lost."""
         self._closed = True
         self._socket.close()
-        for mark, _ in self._open.values():
-            self._end(mark, "UNAVAILABLE", "the connection was lost")
-        for call in self._waiting:
+        for call in (*self._open.values(), *self._waiting):
             self._end(call.mark, "UNAVAILABLE", "the connection was lost")
         self._open, self._waiting = {}, collections.deque()
 

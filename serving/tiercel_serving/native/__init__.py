@@ -1,7 +1,8 @@
 """Loops in C. If they were not built, slower NumPy code, or ONNX Runtime for models, takes their place.
 
 Installing the package builds the functions (``*.c`` beside this file) if there is a C compiler. They are
-plain C; ``calls.c`` makes them callable from Python without Python's headers. They run without the GIL.
+plain C; ``calls.c`` makes them callable from Python without Python's headers. All but the shortest run
+without the GIL.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 #: Function → its arguments: p is a contiguous array or None, t a tuple of arrays, n an integer.
 ARGUMENTS: Mapping[str, str] = {
-    "mark": "pnpn",
+    "mark": "pnpnn",
     "draw_uniform": "nnnppp",
     "sort_by_score": "nnppppp",
     "best_by_score": "nnnnnn" + "ppppp",
@@ -39,6 +40,9 @@ ARGUMENTS: Mapping[str, str] = {
     "put_in_blocks": "nnpp",
     "best_of_all": "nnnnnn" + "pppppp",
 }
+
+#: Functions so short that other threads are not let run meanwhile: to get the GIL back may take far longer.
+SHORT = frozenset({"mark", "latest_rows", "keep_first", "blank_scores"})
 
 
 @cache
@@ -67,5 +71,6 @@ def open_library(file: Path) -> Any:
     bound = SimpleNamespace()
     for name, arguments in ARGUMENTS.items():
         place = ctypes.cast(getattr(opened, name), ctypes.c_void_p).value
-        setattr(bound, name, bind((place, arguments.encode(), np.ndarray, object.__basicsize__)))
+        about = place, arguments.encode(), np.ndarray, object.__basicsize__, name not in SHORT
+        setattr(bound, name, bind(about))
     return bound

@@ -121,7 +121,7 @@ static bool make_room(const char* kinds, PyObject* const* given, Held* held)
   return held->views != NULL;
 }
 
-/* Call the function in `self` (see bind_function), without the GIL. */
+/* Call the function in `self` (see bind_function). */
 static PyObject* call(PyObject* self, PyObject* const* given, ssize_t count)
 {
   Function* function = NULL;
@@ -133,17 +133,17 @@ static PyObject* call(PyObject* self, PyObject* const* given, ssize_t count)
   bool good = make_room(kinds, given, &held);
   for (ssize_t index = 0; good && index < count; ++index) good = read_argument(kinds[index], given[index], &held, &v[index]);
   if (good) {
-    PyThreadState* state = PyEval_SaveThread();
+    PyThreadState* state = PyLong_AsLongLong(PyTuple_GetItem(self, 4)) != 0 ? PyEval_SaveThread() : NULL;
     found = function(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12]);
-    PyEval_RestoreThread(state);
+    if (state != NULL) PyEval_RestoreThread(state);
   }
   for (size_t index = 0; index < held.count; ++index) PyBuffer_Release(&held.views[index]);
   free(held.views);
   return good ? PyLong_FromLongLong(found) : NULL;
 }
 
-/* Return a Python function for `self`: a tuple of its address, its argument kinds as bytes, NumPy's array type, and the size
- * of a Python object without contents. */
+/* Return a Python function for `self`: a tuple of its address, its argument kinds as bytes, NumPy's array type, the size of
+ * a Python object without contents, and whether it runs without the GIL. */
 EXPORT PyObject* bind_function(PyObject* self)
 {
   static PyMethodDef method = {"call", call, METHOD_FASTCALL, NULL};

@@ -3,9 +3,11 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* Set cells[at[i]] to 1 for n places among `size` cells; return how many places are out of range. */
-EXPORT int64_t mark(uint8_t* cells, int64_t size, const int64_t* at, int64_t n)
+/* Set cells[at[i]] to 1 for n places among `size` cells, and the last cell of each `width` cells (0: of none); return how
+ * many places are out of range. */
+EXPORT int64_t mark(uint8_t* cells, int64_t size, const int64_t* at, int64_t n, int64_t width)
 {
+  for (int64_t last = width - 1; width > 0 && last < size; last += width) cells[last] = 1;
   const uint64_t end = (uint64_t)size;
   int64_t index = 0, beyond = 0;
   /* Four at once, as long as all are in range: one branch instead of four. */

@@ -10,8 +10,15 @@ import numpy.typing as npt
 from . import library
 
 
-def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]]) -> None:
+def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]], width: int = 0) -> None:
     """Set ``cells [n]`` to True at places of any shape, none of them negative.
+
+    Parameters
+    ----------
+    cells, at
+        The cells and places.
+    width
+        Also set the last of each ``width`` cells; 0 sets none of them.
 
     Raises
     ------
@@ -21,8 +28,10 @@ def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]]) -> None
     functions = library()
     if functions is None:
         cells[at] = True
+        if width:
+            cells[width - 1 :: width] = True
         return
     places = np.ascontiguousarray(at, np.int64)
-    beyond = functions.mark(cells, len(cells), places, places.size)
+    beyond = functions.mark(cells, len(cells), places, places.size, width)
     if beyond:
         raise IndexError(f"{beyond} of {places.size} places are beyond the {len(cells)} cells")

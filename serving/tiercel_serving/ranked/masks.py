@@ -113,9 +113,8 @@ class BitmapMask(Mask):
         self._close(seen)
 
     def _close(self, seen: Rows) -> None:
-        """Mask the pad rows and the given rows."""
-        self._cells[self._pad :: self._shape[1]] = True
-        self._mask(seen)
+        """Mask the pad rows, which are last, and the given rows."""
+        mark(self._cells, seen, self._shape[1])
 
     def _mask(self, cells: Rows) -> None:
         mark(self._cells, cells)

@@ -142,6 +142,8 @@ class Retrieval:
         sources = [self._changed.grown(kind.name, source) for kind, source in named]
         self._sources = MergedSources(self._settings, sources, self._pad, self._release.source_failures)
         self._rules = RequestRules(self._release, self._clock)
+        # Whether what users have seen is all that limits the candidates of a batch that sends nothing.
+        self._unlimited = not self._rules.opened and not self._seen_again.asks_times
         self._explain = ExplainItems(self._release, self._rules)
 
     def check(self, arrays: Arrays) -> None:
@@ -168,7 +170,9 @@ class Retrieval:
         """
         # Items appended to the store since the export are in ``excluded_row``.
         users = self._users.read(arrays["user_id"])
-        if self._asks_nothing(arrays, users):
+        count = len(users.rows)
+        unsent = self._unsent.holds(arrays, count)
+        if unsent and self._unlimited:
             given = None
             limits = Limits(*users.seen(), arrays["excluded_row"], None, None, None, self._changed)
         else:
@@ -181,17 +185,11 @@ class Retrieval:
             "retrieval_score": found[0],
             "source": found[2],
         }
-        count = len(users.rows)
-        if self._unsent.holds(arrays, count):
+        if unsent:
             return {**retrieved, **self._unexplained(count)}
         if limits.asked is None and not self._asked.sent(arrays) and not some(arrays[ALLOW_SEEN]):
             self._unsent.learn(arrays, count)
         return {**retrieved, **self._explained(arrays, limits, found, unknown)}
-
-    def _asks_nothing(self, arrays: Arrays, users: UserRows) -> bool:
-        """Return whether what users have seen is all that limits their candidates."""
-        fixed = not self._rules.opened and not self._seen_again.asks_times
-        return fixed and self._unsent.holds(arrays, len(users.rows))
 
     def _unknown(self, arrays: Arrays) -> Flags | None:
         """Return ``[B]``: which users get the fallback's items; None if none does."""
