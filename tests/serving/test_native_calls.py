@@ -1,5 +1,7 @@
 """``native/calls.c``: how Python calls the functions in C."""
 
+import threading
+
 import numpy as np
 import pytest
 from native_build import compile_native, open_compiled, run_sanitized
@@ -36,6 +38,39 @@ def test_a_signature_of_two_tuples_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "ARGUMENTS", {"mark": "tnpt"})
     with pytest.raises(TypeError, match="at most one tuple of arrays, got tnpt"):
         native.open_library(compile_native(tmp_path, "-O1"))
+
+
+def test_other_threads_run_during_long_calls_but_not_after_many_short_ones():
+    functions, size = open_compiled(), 1024
+    vectors, query = np.ones((10, size), np.float32), np.ones((1, size), np.float32)
+    ticks, stop = [], threading.Event()
+
+    def ticks_during(products):
+        positions, found = np.zeros((1, products), np.int64), np.empty((1, products), np.float32)
+        before = len(ticks)
+        functions.inner_products(1, len(vectors), products, size, vectors, query, positions, found)
+        assert (found == size).all()
+        return len(ticks) - before
+
+    def tick():
+        while not stop.wait(0.001):
+            ticks.append(None)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        took_long = 500_000  # about 0.1 s
+        assert ticks_during(took_long) > 5
+        kept = []
+        for _ in range(5):  # a short call that the system interrupts counts as long
+            for _ in range(40):
+                ticks_during(1)
+            kept.append(ticks_during(took_long))
+            assert ticks_during(took_long) > 5, "the call before was long"
+        assert min(kept) <= 2
+    finally:
+        stop.set()
+        thread.join()
 
 
 SANITIZED = """

@@ -1,7 +1,7 @@
 """Loops in C. If they were not built, slower NumPy code, or ONNX Runtime for models, takes their place.
 
 Installing the package builds the functions (``*.c`` beside this file) if there is a C compiler. They are
-plain C; ``calls.c`` makes them callable from Python without Python's headers. All but the shortest run
+plain C; ``calls.c`` makes them callable from Python without Python's headers. Those that take long run
 without the GIL.
 """
 
@@ -41,9 +41,6 @@ ARGUMENTS: Mapping[str, str] = {
     "best_of_all": "nnnnnn" + "pppppp",
 }
 
-#: Functions so short that other threads are not let run meanwhile: to get the GIL back may take far longer.
-SHORT = frozenset({"mark", "latest_rows", "keep_first", "blank_scores"})
-
 
 @cache
 def library() -> Any | None:
@@ -71,6 +68,6 @@ def open_library(file: Path) -> Any:
     bound = SimpleNamespace()
     for name, arguments in ARGUMENTS.items():
         place = ctypes.cast(getattr(opened, name), ctypes.c_void_p).value
-        about = place, arguments.encode(), np.ndarray, object.__basicsize__, name not in SHORT
+        about = place, arguments.encode(), np.ndarray, object.__basicsize__, np.zeros(1, np.int64)
         setattr(bound, name, bind(about))
     return bound
