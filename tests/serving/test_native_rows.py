@@ -1,4 +1,4 @@
-"""Lists of rows in C equal those that NumPy makes, and rows beyond the items are errors."""
+"""Rows and lists of rows in C equal those that NumPy makes, and rows beyond the items are errors."""
 
 from __future__ import annotations
 
@@ -60,6 +60,34 @@ def test_candidates_beyond_the_items_are_an_error(row: int) -> None:
             rules.keep(rows, scores, source)
 
 
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["i1", "i4", "i8", "f2", "f4", "f8", "?", "S3"]),
+    st.lists(st.integers(0, 3), max_size=2),
+    st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    st.sampled_from([np.int32, np.int64, np.uint8]),
+)
+def test_taken_rows_are_those_that_numpy_takes(
+    seed: int, dtype: str, row: list[int], shape: list[int], numbers: Any
+) -> None:
+    random = np.random.default_rng(seed)
+    table = random.integers(0, 100, (ITEMS, *row)).astype(dtype)
+    at = random.integers(0, ITEMS, shape).astype(numbers)
+    built, plain = by_both(lambda: native.take_rows(table, at))
+    assert built.shape == plain.shape == (*shape, *row)
+    assert built.dtype == plain.dtype
+    assert built.tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize("row", [ITEMS, 2**40])
+def test_a_row_beyond_the_table_is_an_error(row: int) -> None:
+    for functions in (open_compiled(), None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "library", lambda one=functions: one)
+            with pytest.raises(IndexError):
+                native.take_rows(np.zeros((ITEMS, 2)), np.array([0, row]))
+
+
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(1, 4), st.data())
 def test_the_latest_rows_are_those_that_numpy_finds(sizes: list[int], length: int, data: Any) -> None:
     offsets = np.cumsum([0, *sizes])
@@ -109,6 +137,8 @@ for users in range(1, 4):
         scores, source = np.ones(cells.shape, np.float32), np.ones(cells.shape, np.int32)
         rows.keep_first(cells, scores, source, random.integers(0, 4, 13).astype(np.int32), users)
         rows.blank_scores(scores, cells, 12)
+        for size in (1, 2, 4, 8, 12):
+            rows.take_rows(np.ones((13, size), np.int8), cells)
 """
 
 

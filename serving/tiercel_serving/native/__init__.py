@@ -33,6 +33,7 @@ ARGUMENTS: Mapping[str, str] = {
     "place_under_caps": "nnnnn" + "ppppp",
     "place_in_shares": "nnnn" + "pppp",
     "run_loops": "nnnptp",
+    "take_rows": "nnnppp",
     "latest_rows": "nnnn" + "ppppp",
     "keep_first": "nnnn" + "ppppppppp",
     "blank_scores": "nnppp",

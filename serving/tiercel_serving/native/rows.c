@@ -1,12 +1,34 @@
-/* Lists of catalogue rows for each user: the latest ones seen, and the candidates that are kept.
+/* Rows of tables; and lists of catalogue rows for each user: the latest ones seen, and the candidates that are kept.
  *
  * Results equal those of stores/memory_mapped.py, rules/kept.py and reorder/steps.py in NumPy, bit for bit. All arrays
  * are C-contiguous; float is float32.
  */
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define EXPORT __attribute__((visibility("default")))
+
+/* Copy rows of a table, of `size` bytes each.
+ *
+ *   rows      number of rows of the table
+ *   at        [count]: which are wanted; return how many are not among them, and have undefined contents
+ *   found     [count] rows */
+EXPORT int64_t take_rows(int64_t rows, int64_t size, int64_t count, const char* table, const int64_t* at, char* found)
+{
+  int64_t beyond = 0;
+  for (int64_t index = 0; index < count; ++index) {
+    if ((uint64_t)at[index] >= (uint64_t)rows)
+      ++beyond;
+    else if (size == 8) /* a size that the compiler knows takes one instruction */
+      memcpy(found + index * 8, table + at[index] * 8, 8);
+    else if (size == 4)
+      memcpy(found + index * 4, table + at[index] * 4, 4);
+    else
+      memcpy(found + index * size, table + at[index] * size, (size_t)size);
+  }
+  return beyond;
+}
 
 /* Copy the end of each user's list of rows, left aligned and padded.
  *

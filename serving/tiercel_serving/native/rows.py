@@ -1,6 +1,6 @@
-"""Lists of catalogue rows for each user: the interface to ``rows.c``.
+"""Rows of tables, and lists of catalogue rows for each user: the interface to ``rows.c``.
 
-All functions return None if it was not built.
+If it was not built, :func:`take_rows` uses NumPy, and the others return None.
 """
 
 from __future__ import annotations
@@ -12,9 +12,31 @@ import numpy.typing as npt
 
 from . import library
 
+Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
+
+
+def take_rows(table: Array, at: npt.NDArray[np.integer[Any]]) -> Array:
+    """Return ``table[at]`` for a contiguous table without objects, and numbers of any shape, none negative.
+
+    NumPy gives the GIL away meanwhile, which takes longer than to copy the rows of one user.
+
+    Raises
+    ------
+    IndexError
+        A number is beyond the table.
+    """
+    functions: Any = library()
+    if functions is None:
+        return np.asarray(table[at])
+    found = np.empty((*at.shape, *table.shape[1:]), table.dtype)
+    places = np.ascontiguousarray(at, np.int64)
+    sizes = len(table), table.nbytes // len(table), places.size
+    if beyond := functions.take_rows(*sizes, table, places, found):
+        raise IndexError(f"{beyond} of {places.size} rows are beyond the {len(table)} rows of a table")
+    return found
 
 
 def latest_rows(of: Rows, offsets: Rows, listed: Codes, length: int, pad: int) -> tuple[Rows, Codes] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..native.rows import take_rows
 from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
 
@@ -22,4 +23,4 @@ class CandidateFeatures:
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Gather ``kept_row [B, K]`` into ``item_cat [B, K, Ci]``, ``item_num [B, K, Fi]`` and lists."""
         rows = arrays["kept_row"]
-        return {name: table.take(rows, axis=0) for name, table in self._tables}
+        return {name: take_rows(table, rows) for name, table in self._tables}

@@ -12,6 +12,7 @@ from ..columns import Column
 from ..errors import ArtefactCorrupt
 from ..features import FeatureProgram
 from ..flags import every, some
+from ..native.rows import take_rows
 from ..ranked.order import Rows, last_real
 from ..release.opened import Release
 from ..settings import KNOWN, UNKNOWN, UNKNOWN_WITH_FEATURES
@@ -222,4 +223,4 @@ class UserFeatures:
     def _add_history(self, outputs: dict[str, Array], history: Rows, count: npt.NDArray[np.int32]) -> None:
         outputs["history_row"], outputs["history_length"] = history, count[:, None]
         if self._history_cat is not None:
-            outputs["history_cat"] = self._history_cat.take(history, axis=0)
+            outputs["history_cat"] = take_rows(self._history_cat, history)

@@ -31,7 +31,7 @@ from ..columns import Column, flat_ranges
 from ..errors import InvalidSettings
 from ..kinds import Settings
 from ..lookups.lookup import Lookup
-from ..native.rows import latest_rows
+from ..native.rows import latest_rows, take_rows
 from ..ranked.order import Rows
 from ..release.artefacts import Artefact
 from ..spec import Array
@@ -190,8 +190,7 @@ class UserRows:
 
     def packed(self, name: str) -> Array:
         """Return a model-ready tensor ``[B, …]``."""
-        taken: Array = self._tables.packed(name).take(self.rows, 0)
-        return taken
+        return take_rows(self._tables.packed(name), self.rows)
 
     def raw(self, name: str) -> Column | None:
         """Return a raw column of ``B`` rows; None if the tables do not hold it."""

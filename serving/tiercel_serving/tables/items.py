@@ -22,6 +22,7 @@ from ..columns import Column
 from ..errors import ArtefactCorrupt
 from ..lookups.lookup import Lookup
 from ..lookups.strings import Strings, packed_strings
+from ..native.rows import take_rows
 from ..release.artefacts import Artefact
 from ..spec import Array
 from .column_store import StoredColumn, raw_column
@@ -82,8 +83,7 @@ class ItemTable:
         item in each serving process.
         """
         if self._offsets is None:
-            numbers: Array = self._values.take(rows)
-            return numbers
+            return take_rows(self._values, rows)
         ends, text = self._ends, self._text
         out = np.empty(rows.size, np.object_)
         out[:] = [text[ends[row] : ends[row + 1]].tobytes() for row in rows.ravel().tolist()]
