@@ -8,16 +8,20 @@ import http.client
 import json
 import random
 import socket
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.http
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from brief_server import brief_server
 from drawing import examples
@@ -25,6 +29,7 @@ from tiercel_serving.errors import InvalidRequest, PortTaken
 from tiercel_serving.supervise import http_front, start_server
 from tiercel_serving.supervise.http_front import MAX_BODY
 from tiercel_serving.supervise.kserve import DTYPES, read_request, write_answer
+from tiercel_serving.supervise.ports import held_ports
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "BOOL": st.booleans(),
@@ -317,6 +322,43 @@ def test_strange_heads_slow_senders_and_many_connections_harm_nobody_else(
         assert ask(port, good) == 200
         server.check()
     assert "Traceback" not in capfd.readouterr().err
+
+
+class Slow(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers without tensors, after some time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.entered, self._seconds = threading.Event(), seconds
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        self.entered.set()
+        time.sleep(self._seconds)
+        return service_pb2.ModelInferResponse()
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "grace_s", "status"), [(0.5, 10.0, 200), (3.0, 0.4, 503), (3.0, 0.0, 503)]
+)
+def test_a_shutdown_lets_requests_end_within_its_grace(takes_s: float, grace_s: float, status: int) -> None:
+    triton, slow = grpc.server(ThreadPoolExecutor(2)), Slow(takes_s)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(slow, triton)
+    behind = triton.add_insecure_port("127.0.0.1:0")
+    triton.start()
+    with held_ports("127.0.0.1", {"http": None}) as held:
+        port = held["http"]
+    front = http_front.HttpFront("127.0.0.1", port, f"127.0.0.1:{behind}")
+    with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", port), 30) as sender:
+        if status == 503:  # a request that never ends, too
+            sender.sendall(f"POST {INFER} HTTP/1.1\r\nHost: here\r\nContent-Length: 90\r\n\r\n{{".encode())
+        answered = pool.submit(ask, port, json.dumps({"inputs": [GOOD]}).encode())
+        assert slow.entered.wait(10)
+        begun = time.monotonic()
+        left_s = front.close(grace_s)
+        took_s = time.monotonic() - begun
+        assert took_s < (5 if status == 200 else grace_s + 2)
+        assert left_s == pytest.approx(max(grace_s - took_s, 0), abs=0.2)
+        assert answered.result() == status
+    triton.stop(0).wait()
 
 
 class Idle:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import resource
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,8 +33,8 @@ WORKERS = 8
 #: Timeout of a request to Triton, in seconds.
 DEADLINE_S = 60.0
 
-#: The most seconds that requests in progress get on shutdown.
-GRACE_S = 10.0
+#: On shutdown, seconds between the end of waiting for Triton and that of all connections.
+LAST_ANSWERS_S = 0.3
 
 #: Seconds in which a body must arrive, and in which a connection must complete a request's head. A client
 #: that sends a byte now and then must not occupy what others need.
@@ -53,6 +54,7 @@ _STATUS: Mapping[grpc.StatusCode, int] = {
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.UNIMPLEMENTED: 501,
     grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.CANCELLED: 503,  # by this server, when it stops
     grpc.StatusCode.RESOURCE_EXHAUSTED: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
@@ -108,7 +110,8 @@ class HttpFront:
         # Half of the file descriptors, because the rest of this process needs some too.
         self._connections = _Connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._watch: asyncio.Task[None] | None = None
-        self._runner = web.AppRunner(self._app(), access_log=None, logger=_MUTED, shutdown_timeout=GRACE_S)
+        # How long a shutdown may take is for ``close`` to say.
+        self._runner = web.AppRunner(self._app(), access_log=None, logger=_MUTED, shutdown_timeout=86_400)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tiercel-http", daemon=True)
         self._thread.start()
@@ -118,21 +121,35 @@ class HttpFront:
             self.close()
             raise
 
-    def close(self, grace_s: float = 0.0) -> None:
-        """Stop listening; wait up to :data:`GRACE_S` for requests in progress, or fail them without grace."""
+    def close(self, grace_s: float = 0.0) -> float:
+        """Stop listening, give requests in progress ``grace_s`` at most to end, and fail the others.
+
+        Returns
+        -------
+        How much of ``grace_s`` is left; not below 0.
+        """
+        ends = time.monotonic() + grace_s
         if grace_s <= 0:
             self._channel.close()
-        self._run(self._end())
+        self._run(self._end(grace_s))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self._channel.close()
         self._workers.shutdown()
+        return max(ends - time.monotonic(), 0.0)
 
-    async def _end(self) -> None:
+    async def _end(self, grace_s: float) -> None:
         if self._watch is not None:
             self._watch.cancel()
+        # First fail requests that wait for Triton; once these are answered, those that are still arriving.
+        self._loop.call_later(max(grace_s, 0.0), self._channel.close)
+        self._loop.call_later(max(grace_s, 0.0) + LAST_ANSWERS_S, self._close_all)
         await self._runner.cleanup()
+
+    def _close_all(self) -> None:
+        for connection in self._runner.server.connections if self._runner.server is not None else ():
+            connection.force_close()
 
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
