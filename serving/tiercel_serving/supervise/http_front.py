@@ -146,6 +146,11 @@ class HttpFront:
         self._loop.call_later(max(grace_s, 0.0), self._channel.close)
         self._loop.call_later(max(grace_s, 0.0) + LAST_ANSWERS_S, self._close_all)
         await self._runner.cleanup()
+        # Connections that were closed forcibly may not have noticed yet.
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def _close_all(self) -> None:
         for connection in self._runner.server.connections if self._runner.server is not None else ():
