@@ -38,6 +38,9 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     yield names
     ended.set()
+    for thread in threading.enumerate():
+        if thread.name == "tiercel-lookup":
+            thread.join()
 
 
 def test_a_slow_lookup_ends_with_the_deadline(port: int, lookups: list[str]) -> None:
@@ -49,12 +52,22 @@ def test_a_slow_lookup_ends_with_the_deadline(port: int, lookups: list[str]) -> 
     assert lookups == ["slow.test"]
 
 
+def test_calls_that_wait_for_a_name_share_a_lookup(port: int, lookups: list[str]) -> None:
+    channel = DirectChannel("slow.test", port)
+    for _ in range(5):
+        with pytest.raises(CallFailed, match=r"no connection to slow\.test"):
+            channel.unary("/x", b"", 0.05, {})
+    assert lookups == ["slow.test"]
+    assert [thread.name for thread in threading.enumerate()].count("tiercel-lookup") == 1
+
+
 def test_a_name_is_looked_up(port: int, lookups: list[str]) -> None:
     Connection("known.test", port, time.monotonic() + 10).close()
     with pytest.raises(CallFailed, match="Name or service not known") as raised:
         Connection("none.test", port, time.monotonic() + 10)
     assert raised.value.status == "UNAVAILABLE"
-    assert lookups == ["known.test", "none.test"]
+    Connection("known.test", port, time.monotonic() + 10).close()
+    assert lookups == ["known.test", "none.test", "known.test"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -277,20 +277,36 @@ def _addresses(host: str, port: int, ends: float) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     with suppress(socket.gaierror):  # the host is a name
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    found: list[Any] = []
-
-    def look_up() -> None:
-        try:
-            found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:
-            found.append(error)
-
-    # A lookup can't be interrupted, and may take longer than the call.
-    thread = threading.Thread(target=look_up, name="tiercel-lookup", daemon=True)
-    thread.start()
-    thread.join(max(ends - time.monotonic(), 0))
-    if not found:
+    key = os.getpid(), host, port  # after a fork, the threads are the parent's
+    new = _Lookup(key)
+    lookup = _LOOKUPS.setdefault(key, new)  # atomic: a lock might be held during a fork
+    if lookup is new:
+        threading.Thread(target=lookup.run, name="tiercel-lookup", daemon=True).start()
+    lookup.done.wait(max(ends - time.monotonic(), 0))
+    if lookup.found is None:
         raise TimeoutError
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return list(found[0])
+    if isinstance(lookup.found, Exception):
+        raise lookup.found
+    return lookup.found
+
+
+class _Lookup:
+    """A lookup of a name. It can't be interrupted, and may take longer than the calls that wait for it."""
+
+    def __init__(self, key: tuple[int, str, int]) -> None:
+        self._key, self.done = key, threading.Event()
+        self.found: list[Any] | Exception | None = None
+
+    def run(self) -> None:
+        """Look it up; calls that come after the end begin another lookup."""
+        _, host, port = self._key
+        try:
+            self.found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except Exception as error:
+            self.found = error
+        del _LOOKUPS[self._key]
+        self.done.set()
+
+
+#: Lookups in progress. Calls that wait for one name share one: a name server that is gone costs one thread.
+_LOOKUPS: dict[tuple[int, str, int], _Lookup] = {}
