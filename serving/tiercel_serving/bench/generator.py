@@ -122,7 +122,7 @@ def send(job: Job) -> Answers:
             calls.begin(job.requests[number % len(job.requests)], (0.0, 0))
             (ended,) = calls.ended(inf)
             if ended.status != "OK":
-                raise BenchError(f"{job.url}: a request failed: {ended.details}")
+                raise BenchError(f"{job.url}: a request failed: {ended.details or ended.status}")
         return _closed(calls, job) if job.rate is None else _open(calls, job, job.rate)
 
 
