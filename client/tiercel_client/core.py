@@ -345,7 +345,9 @@ class Core(Generic[AnyTransport]):
         found = {
             one: (said[1] or None) if said else None for one, said in zip(missing, answered, strict=True)
         }
-        self._titles.remember(contract.build_id, found)
+        # An item that was just added may be new to the model that was asked; it is asked again.
+        known = {one: found[one] for one, said in zip(missing, answered, strict=True) if said}
+        self._titles.remember(contract.build_id, known)
         return {**titles, **found}
 
     def _describe(

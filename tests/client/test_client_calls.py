@@ -183,6 +183,19 @@ def test_titles_are_remembered(make: Make) -> None:
     assert sent == [[[3, 1]], [[4]]]
 
 
+def test_that_an_item_is_not_known_yet_is_not_remembered(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recommender, transport = make()
+    describe = transport._describe
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            transport, "_describe", lambda inputs: {**describe(inputs), "found": np.zeros((1, 1), bool)}
+        )
+        assert recommender.recommend(42, k=1).items[0].title is None
+    for _ in range(2):
+        assert recommender.recommend(42, k=1).items[0].title == "Alien"
+    assert len(asked(transport, "describe_items")) == 2
+
+
 def test_titles_are_asked_for_once_in_a_batch(make: Make) -> None:
     recommender, transport = make({"max_batch_size": 2})
     recommender.recommend_many([42, 42, 7, 8])
