@@ -281,7 +281,11 @@ def _addresses(host: str, port: int, ends: float) -> list[Any]:
     new = _Lookup(key)
     lookup = _LOOKUPS.setdefault(key, new)  # atomic: a lock might be held during a fork
     if lookup is new:
-        threading.Thread(target=lookup.run, name="tiercel-lookup", daemon=True).start()
+        try:
+            threading.Thread(target=lookup.run, name="tiercel-lookup", daemon=True).start()
+        except RuntimeError:  # no more threads: later calls must not wait for one that never began
+            del _LOOKUPS[key]
+            raise
     lookup.done.wait(max(ends - time.monotonic(), 0))
     if lookup.found is None:
         raise TimeoutError

@@ -129,8 +129,6 @@ class HttpFront:
         How much of ``grace_s`` is left; not below 0.
         """
         ends = time.monotonic() + grace_s
-        if grace_s <= 0:
-            self._channel.close()
         self._run(self._end(grace_s))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -323,7 +323,7 @@ class TritonServer:
             return
         try:
             if self._front is not None:
-                grace_s = self._front.close(grace_s)
+                grace_s = min(grace_s, max(self._front.close(grace_s), 1.0))  # at least a second for Triton
             if grace_s > 0 and process.poll() is None:
                 drain(process, self.log_path, grace_s, whole=bool(self._launch.flags))
         finally:
