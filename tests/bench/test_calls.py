@@ -85,6 +85,11 @@ def test_hundreds_of_calls_are_answered_whatever_their_sizes() -> None:
         assert {one.status for one in ends(calls, len(sizes), 30).values()} == {"OK"}
 
 
+def test_a_process_with_many_open_files_can_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiercel_serving.bench.calls._SELECTABLE", 0)
+    test_hundreds_of_calls_are_answered_whatever_their_sizes()
+
+
 def test_a_server_that_takes_few_calls_at_once_gets_no_more() -> None:
     with running(max_concurrent_streams=2) as server, Calls[int](server.url, METHOD, 10) as calls:
         calls.begin(b"first", -1)  # the server tells its limit with its first bytes

@@ -32,6 +32,9 @@ CONNECT_S = 5.0
 #: Calls that have waited too long are looked for at least as often.
 _LONGEST_WAIT_S = 0.5
 
+#: select(2) takes files up to this number; a process with many open files has higher ones.
+_SELECTABLE = 1024
+
 #: The flow-control window of received bytes is refilled after as many.
 _REFILL = 1 << 24
 
@@ -164,15 +167,22 @@ class Calls(Generic[Mark]):
         except OSError:
             return self._lose()
         if not self._ended:
-            writers = [self._socket] if self._unsent else []
-            wait_s = min(max(until - time.perf_counter(), 0), _LONGEST_WAIT_S)
-            select.select([self._socket], writers, [], wait_s)
+            self._wait(min(max(until - time.perf_counter(), 0), _LONGEST_WAIT_S))
         try:
             self._take(self._socket.recv(1 << 18))
         except BlockingIOError:
             pass
         except (OSError, ValueError, HPACKError):
             self._lose()
+
+    def _wait(self, wait_s: float) -> None:
+        """Wait until the socket can be read, or written if something is unsent."""
+        if self._socket.fileno() < _SELECTABLE:
+            select.select([self._socket], [self._socket] if self._unsent else [], [], wait_s)
+        else:  # as good, but up to a millisecond late
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            poll.poll(wait_s * 1000)
 
     def _write_calls(self) -> None:
         """Write waiting calls in their order, as far as the windows of flow control allow."""
