@@ -1,7 +1,8 @@
 """The steps on text: slices, lengths, counts, and conversion to and from numbers.
 
 Text is decoded, passed to Python's string methods, and encoded, all with ``map``, so the loops over rows run
-in C. A request may send bytes that are not valid UTF-8; each invalid byte then counts as a character.
+in C. A request may send bytes that are not valid UTF-8; each invalid byte then counts as a character and
+stays as it is.
 """
 
 from __future__ import annotations
@@ -27,27 +28,32 @@ CHANGES: Mapping[str, Callable[[str], str]] = {
     "casefold": str.casefold,
 }
 
+#: How text is coded: halves of surrogate pairs, which Python's text may hold, are like other characters.
+SURROGATES = "surrogatepass"
 
-def decoded(texts: Array) -> list[str]:
-    """Return an object array of ``bytes`` as text."""
+
+def decoded(texts: Array) -> tuple[list[str], Iterable[str]]:
+    """Return an object array of ``bytes`` as text, and how the codec treats errors in each of them."""
     items: list[bytes] = texts.ravel().tolist()
     try:
-        return list(map(codecs.decode, items, repeat("utf-8"), repeat("surrogatepass")))
+        return list(map(codecs.decode, items, repeat("utf-8"), repeat(SURROGATES))), repeat(SURROGATES)
     except UnicodeDecodeError:
-        return list(map(_decoded, items))
+        errors = list(map(_errors_of, items))
+        return list(map(codecs.decode, items, repeat("utf-8"), errors)), errors
 
 
-def _decoded(item: bytes) -> str:
+def _errors_of(item: bytes) -> str:
     try:
-        return item.decode("utf-8", "surrogatepass")
+        item.decode("utf-8", SURROGATES)
     except UnicodeDecodeError:
-        return item.decode("utf-8", "surrogateescape")
+        return "surrogateescape"  # each invalid byte is a character, and becomes the same byte again
+    return SURROGATES
 
 
-def encoded(texts: Iterable[str], shape: tuple[int, ...]) -> Array:
+def encoded(texts: Iterable[str], shape: tuple[int, ...], errors: Iterable[str]) -> Array:
     """Return text as an object array of ``bytes``."""
     out = np.empty(shape, np.object_)
-    out.ravel()[:] = list(map(codecs.encode, texts, repeat("utf-8"), repeat("surrogatepass")))
+    out.ravel()[:] = list(map(codecs.encode, texts, repeat("utf-8"), errors))
     return out
 
 
@@ -108,7 +114,8 @@ class _OfText(Elementwise):
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Decode and compute."""
         known = x if valid is None else np.where(valid, x, b"")
-        return self.compute(decoded(known), known.shape), valid
+        texts, _ = decoded(known)
+        return self.compute(texts, known.shape), valid
 
     def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
         """Return the step's values for the texts, in the given shape."""
@@ -135,40 +142,54 @@ class TextParts(_OfText):
         return split_counts(texts, self._separator).reshape(shape)
 
 
-class TextSlice(_OfText):
+class _TextOfText(Elementwise):
+    """Base of the steps that turn text into text; a null stays null."""
+
+    def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
+        """Decode, change and encode; bytes that are not valid UTF-8 stay as they are."""
+        known = x if valid is None else np.where(valid, x, b"")
+        texts, errors = decoded(known)
+        return encoded(self.change(texts), known.shape, errors), valid
+
+    def change(self, texts: list[str]) -> Iterable[str]:
+        """Return each text changed."""
+        raise NotImplementedError
+
+
+class TextSlice(_TextOfText):
     """``text[start:stop:step]``, by characters."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
         self._bounds: tuple[int | None, int | None, int | None] = (step["start"], step["stop"], step["step"])
 
-    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+    def change(self, texts: list[str]) -> Iterable[str]:
         """Slice."""
-        return encoded(sliced(texts, *self._bounds), shape)
+        return sliced(texts, *self._bounds)
 
 
-class TextCase(_OfText):
+class TextCase(_TextOfText):
     """Text in another case; see :data:`CHANGES`."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
         self._case: str = step["case"]
 
-    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+    def change(self, texts: list[str]) -> Iterable[str]:
         """Change the case."""
-        return encoded(changed(texts, self._case), shape)
+        return changed(texts, self._case)
 
 
-class TextStrip(_OfText):
+class TextStrip(_TextOfText):
     """Text without white space, or given characters, at its ends."""
 
     def __init__(self, step: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         super().__init__(step, arrays)
         self._characters: str | None = step["characters"]
 
-    def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
+    def change(self, texts: list[str]) -> Iterable[str]:
         """Strip."""
-        return encoded(stripped(texts, self._characters), shape)
+        return stripped(texts, self._characters)
 
 
 class TextToNumber(_OfText):
@@ -190,4 +211,4 @@ class NumberToText(Elementwise):
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Format."""
         real = ~np.isnan(x) if x.dtype.kind == "f" else None
-        return encoded(written(x), x.shape), where_all_valid(valid, real)
+        return encoded(written(x), x.shape, repeat(SURROGATES)), where_all_valid(valid, real)
