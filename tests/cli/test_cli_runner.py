@@ -32,7 +32,7 @@ from tiercel_serving.repository.graph import render_repository
 from tiercel_serving.runtime import embedded
 from tiercel_serving.supervise import TritonServer, start_server
 from tiercel_serving.supervise.launch import model_repository
-from waiting import wait_until
+from waiting import rested, wait_until
 
 PACKAGE = Path(backend.__file__).parents[1]
 TESTS = Path(__file__).parent
@@ -139,17 +139,9 @@ def test_requests_at_once_are_answered_each_and_counted(
         [stats] = asked.get_inference_statistics("recommend").model_stats
         return stats.inference_count, stats.inference_stats.fail.count
 
-    def settled() -> tuple[int, int]:
-        """The counts once they rest: a batch is counted when its answers are already on their way."""
-        seen = [executed()]
-        while len(seen) < 4 or len(set(seen[-4:])) > 1:
-            time.sleep(0.1)
-            seen.append(executed())
-        return seen[-1]
-
     users = [f"ü {number}" for number in range(40)]
     alone = {user: raw_infer(asked, {"user_id": strings([user])})["item_id"].tolist() for user in users}
-    before = settled()
+    before = rested(executed)
 
     def ask(number: int) -> Any:
         user = users[number % 40]
@@ -167,7 +159,7 @@ def test_requests_at_once_are_answered_each_and_counted(
         assert answer == ("StatusCode.INVALID_ARGUMENT" if number % 10 == 9 else alone[user]), number
     expected = before[0] + 108, before[1] + 12
     wait_until(lambda: executed() == expected)
-    assert settled() == expected
+    assert rested(executed) == expected
 
 
 def test_threads_that_linger_for_a_stage_answer_the_same(asked: grpcclient.InferenceServerClient) -> None:

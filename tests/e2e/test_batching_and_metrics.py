@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from queue import Queue
 from typing import Any
 
@@ -13,10 +14,13 @@ from tritonclient.utils import InferenceServerException
 
 from e2e.raw import raw_infer, raw_request
 from e2e.served import LAYOUTS, Served
-from waiting import wait_until
+from waiting import rested, wait_until
 
 #: The adapter sends its counts to Triton once a second.
 SETTLED_S = 1.6
+
+#: Batches of 64 that occupy a server while a client queues requests behind them, for a tenth of a second.
+FULL = 40
 
 MODELS = {"fused": ("chain",), "staged": ("user_features", "retrieval", "ranking", "ordering")}
 
@@ -33,13 +37,9 @@ def counts(served: Served, model: str) -> tuple[int, int]:
     return stats.inference_count, stats.execution_count
 
 
-def rested(served: Served, layout: str) -> dict[str, tuple[int, int]]:
-    """Return stable counts of a layout's models: Triton counts an execution after it has answered."""
-    seen: list[dict[str, tuple[int, int]]] = []
-    while len(seen) < 4 or any(one != seen[-1] for one in seen[-4:]):
-        time.sleep(0.1)
-        seen.append({model: counts(served, model) for model in models(served, layout)})
-    return seen[-1]
+def counts_of_all(served: Served, layout: str) -> dict[str, tuple[int, int]]:
+    """Return the counts of each model of a layout."""
+    return {model: counts(served, model) for model in models(served, layout)}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -48,9 +48,10 @@ def test_requests_of_every_length_run_together(served: Served, layout: str) -> N
     items = served.run.items[served.dataset.item_id].tolist()
     users = served.run.users[served.dataset.user_id].tolist()
     dtype = object if isinstance(users[0], str) else np.int64
-    before = rested(served, layout)
+    watch = partial(counts_of_all, served, layout)
+    before = rested(watch)
     # Full batches go first; the others are sent without waiting and are batched in the queue behind them.
-    requests = [raw_request({"user_id": np.array([[user] for user in users[:64]], dtype=dtype)})] * 16
+    requests = [raw_request({"user_id": np.array([[user] for user in users[:64]], dtype=dtype)})] * FULL
     for number in range(400):
         inputs = {"user_id": np.array([[users[number % len(users)]]], dtype=dtype)}
         if number % 5:
@@ -65,12 +66,12 @@ def test_requests_of_every_length_run_together(served: Served, layout: str) -> N
         answer = answers.get(timeout=60)
         assert not isinstance(answer, Exception), answer
         assert (answer.as_numpy("count") == served.release.settings.k_default).all()
-    wait_until(lambda: all(counts(served, one)[0] - before[one][0] >= 16 * 64 + 400 for one in before))
-    after = rested(served, layout)
+    wait_until(lambda: all(counts(served, one)[0] - before[one][0] >= FULL * 64 + 400 for one in before))
+    after = rested(watch)
     for model, (rows, runs) in before.items():
         rows_now, runs_now = after[model]
-        assert rows_now - rows == 16 * 64 + 400
-        assert runs_now - runs < 16 + 300, f"{model}: {runs_now - runs} runs for 416 requests"
+        assert rows_now - rows == FULL * 64 + 400
+        assert runs_now - runs < FULL + 300, f"{model}: {runs_now - runs} runs for {len(requests)} requests"
 
 
 def metric(served: Served, name: str, **labels: str) -> float:

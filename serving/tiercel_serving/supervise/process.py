@@ -76,7 +76,7 @@ def start_server(
         The first inference; None calls the ensemble ``recommend``, or checks only readiness if the
         repository has none.
     timeout_s
-        How long Triton may take to become ready.
+        How long Triton may take to become ready; the first inference may take 10 s more, three times.
     log
         File for Triton's log, which is appended to; None keeps the log only if the server fails.
     progress
