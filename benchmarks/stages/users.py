@@ -68,7 +68,7 @@ def measure_users(size: Size) -> dict[str, float]:
 
 
 def _packed(users: LiveUsers, ids: Array) -> object:
-    return users.read(ids).packed("user_num")
+    return users.read(ids).packed(("user_num",))
 
 
 def _columns(users: LiveUsers, ids: Array) -> object:

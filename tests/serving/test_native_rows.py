@@ -77,6 +77,11 @@ def test_taken_rows_are_those_that_numpy_takes(
     assert built.shape == plain.shape == (*shape, *row)
     assert built.dtype == plain.dtype
     assert built.tobytes() == plain.tobytes()
+    other = random.normal(size=(ITEMS, 3))
+    for taken in by_both(lambda: native.Tables({"a": table, "b": other}).take(at)):
+        assert list(taken) == ["a", "b"]
+        assert_same(taken["a"], plain)
+        assert_same(taken["b"], other[at])
 
 
 @pytest.mark.parametrize("row", [ITEMS, 2**40])
@@ -86,6 +91,8 @@ def test_a_row_beyond_the_table_is_an_error(row: int) -> None:
             patch.setattr(native, "library", lambda one=functions: one)
             with pytest.raises(IndexError):
                 native.take_rows(np.zeros((ITEMS, 2)), np.array([0, row]))
+            with pytest.raises(IndexError):
+                native.Tables({"a": np.zeros((2**41, 0)), "b": np.zeros(ITEMS)}).take(np.array([0, row]))
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(1, 4), st.data())
@@ -139,6 +146,7 @@ for users in range(1, 4):
         rows.blank_scores(scores, cells, 12)
         for size in (1, 2, 4, 8, 12):
             rows.take_rows(np.ones((13, size), np.int8), cells)
+        rows.Tables({"a": np.ones((13, 3), np.int8), "b": np.ones(13)}).take(cells)
 """
 
 

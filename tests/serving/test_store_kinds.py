@@ -115,10 +115,11 @@ def test_it_reads_a_batch_at_once(tiny: Tiny, store: Store, data: st.DataObject)
     assert users.raw("hour") is None
     nulls = [None] * len(rows)
     packed = transform(stored(tiny.age), stored(tiny.occupation), stored(tiny.tags), nulls, nulls)
+    given = users.packed(tuple(packed))
+    assert list(given) == list(packed)
     for name, want in packed.items():
-        got = users.packed(name)
-        assert got.dtype == want.dtype
-        np.testing.assert_array_equal(got, want)
+        assert given[name].dtype == want.dtype
+        np.testing.assert_array_equal(given[name], want)
 
     latest = [[] if row is None or not length else tiny.history[row][-length:] for row in rows]
     history, counts = users.history(length, pad)

@@ -34,6 +34,7 @@ ARGUMENTS: Mapping[str, str] = {
     "place_in_shares": "nnnn" + "pppp",
     "run_loops": "nnnptp",
     "take_rows": "nnnppp",
+    "take_from": "nntpp",
     "latest_rows": "nnnn" + "ppppp",
     "keep_first": "nnnn" + "ppppppppp",
     "blank_scores": "nnppp",

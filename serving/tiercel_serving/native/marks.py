@@ -11,12 +11,12 @@ from . import library
 
 
 def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]], width: int = 0) -> None:
-    """Set ``cells [n]`` to True at places of any shape, none of them negative.
+    """Set cells to True at places in their flat order, none of them negative.
 
     Parameters
     ----------
     cells, at
-        The cells and places.
+        The cells, contiguous, and the places; each of any shape.
     width
         Also set the last of each ``width`` cells; 0 sets none of them.
 
@@ -27,11 +27,12 @@ def mark(cells: npt.NDArray[np.bool_], at: npt.NDArray[np.integer[Any]], width: 
     """
     functions = library()
     if functions is None:
-        cells[at] = True
+        flat = cells.reshape(-1)
+        flat[at] = True
         if width:
-            cells[width - 1 :: width] = True
+            flat[width - 1 :: width] = True
         return
     places = np.ascontiguousarray(at, np.int64)
-    beyond = functions.mark(cells, len(cells), places, places.size, width)
+    beyond = functions.mark(cells, cells.size, places, places.size, width)
     if beyond:
-        raise IndexError(f"{beyond} of {places.size} places are beyond the {len(cells)} cells")
+        raise IndexError(f"{beyond} of {places.size} places are beyond the {cells.size} cells")

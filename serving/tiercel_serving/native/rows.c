@@ -30,6 +30,18 @@ EXPORT int64_t take_rows(int64_t rows, int64_t size, int64_t count, const char* 
   return beyond;
 }
 
+/* Copy the same rows of several tables, as take_rows does.
+ *
+ *   arrays    the tables, then what is found of each
+ *   sizes     [tables, 2]: number of rows, and bytes of a row */
+EXPORT int64_t take_from(int64_t tables, int64_t count, char* const* arrays, const int64_t* sizes, const int64_t* at)
+{
+  int64_t beyond = 0;
+  for (int64_t table = 0; table < tables; ++table)
+    beyond += take_rows(sizes[2 * table], sizes[2 * table + 1], count, arrays[table], at, arrays[tables + table]);
+  return beyond;
+}
+
 /* Copy the end of each user's list of rows, left aligned and padded.
  *
  *   lists     number of lists

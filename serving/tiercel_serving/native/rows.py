@@ -1,10 +1,11 @@
 """Rows of tables, and lists of catalogue rows for each user: the interface to ``rows.c``.
 
-If it was not built, :func:`take_rows` uses NumPy, and the others return None.
+If it was not built, :func:`take_rows` and :class:`Tables` use NumPy, and the others return None.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,28 @@ def take_rows(table: Array, at: npt.NDArray[np.integer[Any]]) -> Array:
     if beyond := functions.take_rows(*sizes, table, places, found):
         raise IndexError(f"{beyond} of {places.size} rows are beyond the {len(table)} rows of a table")
     return found
+
+
+class Tables:
+    """Tables, contiguous and without objects, whose rows are taken together, in one call."""
+
+    def __init__(self, tables: Mapping[str, Array]) -> None:
+        self._tables = dict(tables)
+        self._forms = [(name, table.shape[1:], table.dtype) for name, table in tables.items()]
+        sizes = [(len(table), table.nbytes // len(table)) for table in tables.values()]
+        self._sizes = np.array(sizes, np.int64).reshape(-1, 2)
+
+    def take(self, at: npt.NDArray[np.integer[Any]]) -> dict[str, Array]:
+        """Return what :func:`take_rows` does, of each table."""
+        functions: Any = library()
+        if functions is None:
+            return {name: np.asarray(table[at]) for name, table in self._tables.items()}
+        places = np.ascontiguousarray(at, np.int64)
+        found = {name: np.empty((*at.shape, *row), dtype) for name, row, dtype in self._forms}
+        arrays = *self._tables.values(), *found.values()
+        if beyond := functions.take_from(len(found), places.size, arrays, self._sizes, places):
+            raise IndexError(f"{beyond} rows are beyond the tables {', '.join(found)}")
+        return found
 
 
 def latest_rows(of: Rows, offsets: Rows, listed: Codes, length: int, pad: int) -> tuple[Rows, Codes] | None:

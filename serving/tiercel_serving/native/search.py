@@ -76,10 +76,10 @@ def best_of_all(
     query, count
         ``[B, D]``, and how many items each user gets.
     pad, masked
-        The pad row, and ``[B, I + 1]`` whether a user must not get an item.
+        The pad row, and ``[B, I + 1]`` whether a user must not get an item, contiguous.
     """
     built: Any = functions()
-    query, masked = np.ascontiguousarray(query, np.float32), np.ascontiguousarray(masked)
+    query = np.ascontiguousarray(query, np.float32)
     users, size = query.shape
     found = np.empty((users, count), np.float32), np.empty((users, count), np.int64)
     sizes = users, len(rows), size, count, masked.shape[1], pad

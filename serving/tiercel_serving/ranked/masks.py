@@ -108,19 +108,14 @@ class BitmapMask(Mask):
     """A mask stored as a table of users × items, for small tables."""
 
     def _start(self, seen: Rows) -> None:
-        users, width = self._shape
-        self._cells = np.zeros(users * width, np.bool_)
-        self._close(seen)
-
-    def _close(self, seen: Rows) -> None:
-        """Mask the pad rows, which are last, and the given rows."""
-        mark(self._cells, seen, self._shape[1])
+        self._table = np.zeros(self._shape, np.bool_)
+        mark(self._table, seen, self._shape[1])
 
     def _mask(self, cells: Rows) -> None:
-        mark(self._cells, cells)
+        mark(self._table, cells)
 
     def _allows(self, cells: Rows) -> npt.NDArray[np.bool_]:
-        masked: npt.NDArray[np.bool_] = self._cells.take(cells)
+        masked: npt.NDArray[np.bool_] = self._table.take(cells)
         return ~masked
 
     def _rows_of(self, user: int) -> Rows:
@@ -134,7 +129,7 @@ class BitmapMask(Mask):
 
     def table(self) -> npt.NDArray[np.bool_]:
         """Return the table itself."""
-        return self._cells.reshape(self._shape)
+        return self._table
 
 
 class AllowedMask(BitmapMask):
@@ -154,8 +149,8 @@ class AllowedMask(BitmapMask):
         super().__init__(len(allowed), allowed.shape[1] - 1, flat, counts)
 
     def _start(self, seen: Rows) -> None:
-        self._cells = ~self._allowed.reshape(-1)
-        self._close(seen)
+        self._table = np.logical_not(self._allowed, order="C")
+        mark(self._table, seen, self._shape[1])
 
     def sample(self, user: int, masked: int, most: int) -> Rows:
         """Return a sample of the user's table row: most masked items are not among the given rows."""
@@ -206,6 +201,6 @@ class KeyMask(Mask):
 
     def table(self) -> npt.NDArray[np.bool_]:
         """Return a table built from the list."""
-        cells = np.zeros(self._shape, np.bool_)
-        cells.reshape(-1)[self._keys] = True
-        return cells
+        table = np.zeros(self._shape, np.bool_)
+        mark(table, self._keys)
+        return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..native.rows import take_rows
+from ..native.rows import Tables
 from ..release.opened import Release
 from ..spec import Array, Arrays, StageSpec
 
@@ -18,9 +18,8 @@ class CandidateFeatures:
     def renew(self) -> None:
         """Open the current tables."""
         names = (tensor.name for tensor in self.spec.outputs)
-        self._tables = tuple((name, self._items.packed(name)) for name in names)
+        self._tables = Tables({name: self._items.packed(name) for name in names})
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         """Gather ``kept_row [B, K]`` into ``item_cat [B, K, Ci]``, ``item_num [B, K, Fi]`` and lists."""
-        rows = arrays["kept_row"]
-        return {name: take_rows(table, rows) for name, table in self._tables}
+        return self._tables.take(arrays["kept_row"])

@@ -134,8 +134,7 @@ class UserFeatures:
             outputs["status"] = np.zeros((len(known), 1), np.int32)
         else:
             outputs["status"] = np.where(known, np.int32(KNOWN), np.int32(UNKNOWN))[:, None]
-        for name in self._packed:
-            outputs[name] = users.packed(name)
+        outputs.update(users.packed(self._packed))
         if self._length:
             self._add_history(outputs, *users.history(self._length, self._pad))
         outputs["excluded_row"] = self._nobody(len(known))
@@ -153,7 +152,7 @@ class UserFeatures:
         if new_ids or stale or any_sent:
             outputs.update(self._computed(arrays, users, sent))
         else:
-            outputs.update((name, users.packed(name)) for name in self._packed)
+            outputs.update(users.packed(self._packed))
         sent_rows, asked_out = self._sent_history.rows(arrays), self._excluded.rows(arrays)
         if self._length:
             outputs.update(self._history(users, sent_rows, overridden))

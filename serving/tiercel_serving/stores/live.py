@@ -203,9 +203,9 @@ class LiveRows:
         out[np.arange(width) < counts[:, None]] = flat
         return out
 
-    def packed(self, name: str) -> Array:
-        """Return a model-ready tensor ``[B, …]`` as the export made it; see :attr:`stale`."""
-        return self._base.packed(name)
+    def packed(self, names: tuple[str, ...]) -> dict[str, Array]:
+        """Return model-ready tensors ``[B, …]`` as the export made them; see :attr:`stale`."""
+        return self._base.packed(names)
 
     def raw(self, name: str) -> Column | None:
         """Return a raw column of ``B`` rows: the store's values where there are any, else the release's."""

@@ -31,7 +31,7 @@ from ..columns import Column, flat_ranges
 from ..errors import InvalidSettings
 from ..kinds import Settings
 from ..lookups.lookup import Lookup
-from ..native.rows import latest_rows, take_rows
+from ..native.rows import Tables, latest_rows
 from ..ranked.order import Rows
 from ..release.artefacts import Artefact
 from ..spec import Array
@@ -96,6 +96,7 @@ class UserTables:
         self.size = len(self.history_offsets) - 2
         self.fallbacks: dict[str, int] = {}
         self._packed: dict[str, Array] = {}
+        self._together: dict[tuple[str, ...], Tables] = {}
         self._raw: dict[str, StoredColumn | None] = {}
         # The latest batch: its ids and its snapshot. Holding the ids keeps the ``is`` test valid.
         self._latest: tuple[Array | None, UserRows | None] = (None, None)
@@ -122,7 +123,7 @@ class UserTables:
         """Return the row of each raw id ``[n]`` (one may have any shape); U if there is no such user."""
         if len(user_ids) == 1:
             row = self.lookup.find_one(user_ids.item())
-            return np.array([row if row >= 0 else self.size])
+            return _alone(row if row >= 0 else self.size)
         found = self.lookup.find(user_ids)
         return np.where(found < 0, self.size, found)
 
@@ -153,11 +154,25 @@ class UserTables:
             table = self._packed[name] = self._artefact.array(name, self.size + 1)
         return table
 
+    def together(self, names: tuple[str, ...]) -> Tables:
+        """Return packed tables whose rows are wanted together."""
+        tables = self._together.get(names)
+        if tables is None:
+            tables = self._together[names] = Tables({name: self.packed(name) for name in names})
+        return tables
+
     def raw(self, column: str) -> StoredColumn | None:
         """Return a raw column ``[U + 1]``; None if the tables do not hold it."""
         if column not in self._raw:
             self._raw[column] = raw_column(self._artefact, column)
         return self._raw[column]
+
+
+def _alone(number: int) -> Rows:
+    """Return ``[1]``: the array of a list takes several times as long after a pause."""
+    array = np.empty(1, np.int64)
+    array[0] = number
+    return array
 
 
 class UserRows:
@@ -188,9 +203,9 @@ class UserRows:
         """``[B, 0]``: nothing was appended."""
         return np.zeros((len(self.rows), 0), np.int64)
 
-    def packed(self, name: str) -> Array:
-        """Return a model-ready tensor ``[B, …]``."""
-        return take_rows(self._tables.packed(name), self.rows)
+    def packed(self, names: tuple[str, ...]) -> dict[str, Array]:
+        """Return model-ready tensors ``[B, …]``."""
+        return self._tables.together(names).take(self.rows)
 
     def raw(self, name: str) -> Column | None:
         """Return a raw column of ``B`` rows; None if the tables do not hold it."""
@@ -220,8 +235,8 @@ class UserRows:
             return np.concatenate(parts).astype(np.int64), np.array([len(part) for part in parts])
         if len(rows) == 1:
             row = rows.item()
-            begin, end = offsets[row : row + 2].tolist()
-            return listed[begin:end].astype(np.int64), np.array([end - begin])
+            begin, end = offsets.item(row), offsets.item(row + 1)
+            return listed[begin:end].astype(np.int64), _alone(end - begin)
         starts = offsets[rows]
         counts = offsets[rows + 1] - starts
         return listed.take(flat_ranges(starts, counts)).astype(np.int64), counts

@@ -161,8 +161,8 @@ class Users(Protocol):
         """``[B, M]``: when each of :attr:`appended` was appended, in milliseconds since 1970."""
         ...
 
-    def packed(self, name: str) -> Array:
-        """Return a model-ready tensor ``[B, …]`` as the export made it; the dummy row for unknown users."""
+    def packed(self, names: tuple[str, ...]) -> dict[str, Array]:
+        """Return model-ready tensors ``[B, …]`` as the export made them; the dummy row for unknown users."""
         ...
 
     def raw(self, name: str) -> Column | None:
