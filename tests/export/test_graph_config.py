@@ -140,10 +140,18 @@ def test_stage_models_batch_ragged_requests_and_warm_up(configs: dict[str, Any])
 
 
 def test_tritons_batching_is_left_out_where_the_runner_gathers(release: Release, tmp_path: Path) -> None:
-    """Callers' requests wait in Triton's queue; those caused by other models' answers wait in the backend."""
-    render_repository(release, tmp_path, "staged", runner="tiercel")
-    batched = {name for name, config in read(tmp_path).items() if config.HasField("dynamic_batching")}
-    assert batched == {"user_features", "describe_items"}
+    """All requests wait in the backend, unless the recipe limits how many callers' may, or how long."""
+
+    def batched(place: Path, **settings: int) -> set[str]:
+        changed = msgspec.structs.replace(
+            release.manifest, settings=msgspec.structs.replace(SETTINGS, **settings)
+        )
+        render_repository(Release(release.path, changed), place, "staged", runner="tiercel")
+        return {name for name, config in read(place).items() if config.HasField("dynamic_batching")}
+
+    assert batched(tmp_path / "a") == set()
+    assert batched(tmp_path / "b", max_queue_size=32) == {"user_features", "describe_items"}
+    assert batched(tmp_path / "c", queue_delay_us=500) == {"user_features", "describe_items"}
 
 
 def test_clients_are_told_the_limits(configs: dict[str, Any], release: Release) -> None:

@@ -337,7 +337,8 @@ typedef struct Instance {
   /* Guarded by `turns`: */
   Call *first, **last; /* the queue, oldest first, and where the next request is appended */
   bool running;
-  bool inner;       /* its requests are other models' outputs: it has no dynamic batching */
+  bool inner;       /* its requests are other models' outputs */
+  bool batched;     /* Triton batches its requests, under limits that the configuration sets */
   uint32_t hope;    /* saturating counter: +1 when lingering after this instance paid off, -1 when it did not */
   uint32_t tired;   /* how often `hope` was 0 when a thread could have lingered */
   uint32_t awaited; /* the value of `arrivals` that ends the lingering */
@@ -350,17 +351,19 @@ typedef struct Instance {
  * queued for it up to its largest batch. There may be as many runners as the model with the most instances
  * has, for libraries that release the GIL.
  *
- * If there is no free runner slot, a thread that Triton delivers requests in returns at once; else it becomes
- * a runner. While it runs, Triton delivers nothing in it and batches what arrives. After PATIENCE batches it
- * hands over to a spare thread of the backend. Triton does not batch the requests of an inner model (another
- * model's outputs), so the thread that delivers those hands over at once.
+ * A thread in which Triton delivers requests wakes a spare thread of the backend to run them, if none runs, and
+ * returns at once: so Triton goes on to deliver, and what arrives meanwhile is the next batch. If Triton batches the
+ * requests of a model, under limits of its configuration (how many may wait, and how long), they must wait in
+ * Triton's queue. So that thread becomes a runner itself, and Triton delivers nothing in it meanwhile. After
+ * PATIENCE batches it hands over to a spare thread.
  *
- * In the staged layout a response is usually the next model's request, which Triton delivers in another
- * thread about 50 us later. A runner that began another batch meanwhile would split what ran together. One
- * that stopped would move the work to another thread, and with it Python's working set to another core's
- * caches. So a runner lingers until as many requests have arrived as it has answered, for LINGER_NS at most,
- * yielding the core to other threads. It does so after instances whose `hope` is above 0, where lingering has
- * mostly paid off, and one time in PROBE after the others. */
+ * A response is usually followed by another request: of the next model in the staged layout, or of a caller who has
+ * waited for it. Triton delivers that in another thread about 50 us later. A runner that began another batch
+ * meanwhile would split what ran together. One that stopped would move the work to another thread, and with it
+ * Python's working set to another core's caches, and let the processor fall asleep. So a runner lingers until as
+ * many requests have arrived as it has answered, for LINGER_NS at most, yielding the core to other threads. It does
+ * so after instances whose `hope` is above 0, where lingering has mostly paid off, and one time in PROBE after the
+ * others. */
 enum { PATIENCE = 16, LINGER_NS = 250000, PROBE = 64, MOST_HOPE = 16 };
 static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
 static Instance *instances, *turn[2]; /* all; and where the next search starts (NULL: at the first), [1] for inner ones */
@@ -424,9 +427,12 @@ static TRITONSERVER_Error* load(Instance* instance, const char* config, size_t s
   instance->settle = PyObject_GetAttrString(loaded, "settle");
   instance->finalize = PyObject_GetAttrString(loaded, "finalize");
   instance->most_users = number_at(config, size, "\"max_batch_size\":");
-  instance->inner = memmem(config, size, "\"dynamic_batching\":", 19) == NULL;
+  instance->batched = memmem(config, size, "\"dynamic_batching\":", 19) != NULL;
+  PyObject* inner = PyObject_GetAttrString(loaded, "inner");
+  instance->inner = inner != NULL && PyLong_AsLongLong(inner) == 1;
+  if (inner != NULL) Py_DecRef(inner);
   Py_DecRef(loaded);
-  bool whole = instance->execute != NULL && instance->settle != NULL && instance->finalize != NULL;
+  bool whole = instance->execute != NULL && instance->settle != NULL && instance->finalize != NULL && inner != NULL;
   return whole ? NULL : python_error("model");
 }
 
@@ -913,7 +919,7 @@ static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** 
   }
   bool free_turn = runners < most_runners;
   runners += free_turn;
-  *run = free_turn && !(instance->inner && hand_over());
+  *run = free_turn && (instance->batched || !hand_over());
   pthread_mutex_unlock(&turns);
   return NULL;
 }

@@ -74,7 +74,7 @@ def write_bench_repository(
     directory.mkdir(parents=True, exist_ok=True)
     render_repository(release, directory, "fused", runner=runner)
     render_repository(release, directory, "staged", suffix=STAGED_SUFFIX, runner=runner)
-    write_identity(directory, MODELS["fused"], find_runner(runner).backend)
+    write_identity(directory, MODELS["fused"], runner)
     write_hollow(directory, MODELS["staged"])
     if instances is not None:
         for file in directory.glob("*/config.pbtxt"):
@@ -84,20 +84,21 @@ def write_bench_repository(
             _write_config(directory, config)
 
 
-def write_identity(directory: Path, face: str, backend: str = "python") -> None:
+def write_identity(directory: Path, face: str, runner: str = "python") -> None:
     """Write the identity model with the inputs and outputs of the public model ``face``."""
-    ensemble = _read_config(directory, face)
+    ensemble, row = _read_config(directory, face), find_runner(runner)
     config = model_config_pb2.ModelConfig(
         name=IDENTITY,
-        backend=backend,
+        backend=row.backend,
         max_batch_size=ensemble.max_batch_size,
         input=ensemble.input,
         output=ensemble.output,
         instance_group=[
             model_config_pb2.ModelInstanceGroup(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
         ],
-        dynamic_batching=model_config_pb2.ModelDynamicBatching(),
     )
+    if not row.in_process:
+        config.dynamic_batching.SetInParent()  # likewise
     for tensor in config.input:
         # As in a release's models, so that requests with different lengths share a batch.
         tensor.allow_ragged_batch = -1 in tensor.dims

@@ -179,8 +179,9 @@ def _stage_model(
         _add_tensor(config.output, tensor)
     config.instance_group.add(kind=target.instance_kind, count=settings.instances)
     inner = any(not tensor.optional and tensor.name not in public for tensor in inputs)
-    if not (inner and runner.in_process):
-        # Without it the backend batches the queued requests, and Triton wakes one thread less for each hop.
+    limited = settings.queue_delay_us > 0 or settings.max_queue_size > 0
+    if not runner.in_process or (limited and not inner):
+        # Without it the backend batches what has arrived, and Triton wakes one thread less for each request.
         _set_batching(config, settings)
     _set_parameters(
         config,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -172,11 +173,13 @@ class Loaded(NamedTuple):
 
     ``execute`` answers a batch: one answer per request, or a single answer with the rows of all requests in
     order. ``settle`` is called when the answers have been sent, ``finalize`` when the model is unloaded.
+    ``inner`` says whether it needs other models' outputs: all that callers send is optional.
     """
 
     execute: Callable[[list[RawRequest]], list[RawAnswer]]
     settle: Callable[[], None]
     finalize: Callable[[], None]
+    inner: bool
 
 
 def load(model_config: str, model_repository: str, device: int = 0) -> Loaded:
@@ -224,7 +227,8 @@ def load(model_config: str, model_repository: str, device: int = 0) -> Loaded:
 
     # ``finalize`` is optional, as in Triton's own Python backend; only the adapter has ``settle``.
     settle, finalize = (getattr(model, name, lambda: None) for name in ("settle", "finalize"))
-    return Loaded(execute, settle, finalize)
+    inner = not all(tensor.get("optional", False) for tensor in json.loads(model_config).get("input", ()))
+    return Loaded(execute, settle, finalize, inner)
 
 
 def _answer_by_stock_calls(model: Any, requests: Sequence[tuple[dict[str, Array], list[str]]]) -> list[Any]:
