@@ -140,7 +140,7 @@ def test_stage_models_batch_ragged_requests_and_warm_up(configs: dict[str, Any])
 
 
 def test_tritons_batching_is_left_out_where_the_runner_gathers(release: Release, tmp_path: Path) -> None:
-    """All requests wait in the backend, unless the recipe limits how many callers' may, or how long."""
+    """All requests wait in the backend, unless the recipe limits callers', or has several instances."""
 
     def batched(place: Path, **settings: int) -> set[str]:
         changed = msgspec.structs.replace(
@@ -152,6 +152,7 @@ def test_tritons_batching_is_left_out_where_the_runner_gathers(release: Release,
     assert batched(tmp_path / "a") == set()
     assert batched(tmp_path / "b", max_queue_size=32) == {"user_features", "describe_items"}
     assert batched(tmp_path / "c", queue_delay_us=500) == {"user_features", "describe_items"}
+    assert batched(tmp_path / "d", instances=2) == {"user_features", "describe_items"}
 
 
 def test_clients_are_told_the_limits(configs: dict[str, Any], release: Release) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
@@ -71,20 +72,18 @@ def write_bench_repository(
 
     ``instances`` is the number of instances of each model; None keeps the release's setting.
     """
+    if instances is not None:
+        settings = msgspec.structs.replace(release.settings, instances=instances)
+        manifest = msgspec.structs.replace(release.manifest, settings=settings)
+        release = Release(release.path, manifest, release.other_store)
     directory.mkdir(parents=True, exist_ok=True)
     render_repository(release, directory, "fused", runner=runner)
     render_repository(release, directory, "staged", suffix=STAGED_SUFFIX, runner=runner)
-    write_identity(directory, MODELS["fused"], runner)
+    write_identity(directory, MODELS["fused"], runner, instances or 1)
     write_hollow(directory, MODELS["staged"])
-    if instances is not None:
-        for file in directory.glob("*/config.pbtxt"):
-            config = _read_config(directory, file.parent.name)
-            for group in config.instance_group:
-                group.count = instances
-            _write_config(directory, config)
 
 
-def write_identity(directory: Path, face: str, runner: str = "python") -> None:
+def write_identity(directory: Path, face: str, runner: str = "python", instances: int = 1) -> None:
     """Write the identity model with the inputs and outputs of the public model ``face``."""
     ensemble, row = _read_config(directory, face), find_runner(runner)
     config = model_config_pb2.ModelConfig(
@@ -93,14 +92,12 @@ def write_identity(directory: Path, face: str, runner: str = "python") -> None:
         max_batch_size=ensemble.max_batch_size,
         input=ensemble.input,
         output=ensemble.output,
-        instance_group=[
-            model_config_pb2.ModelInstanceGroup(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
-        ],
     )
-    if not row.in_process:
-        config.dynamic_batching.SetInParent()  # likewise
+    config.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    if not row.in_process or instances > 1:
+        config.dynamic_batching.SetInParent()  # as in a release's models
     for tensor in config.input:
-        # As in a release's models, so that requests with different lengths share a batch.
+        # Likewise, so that requests with different lengths share a batch.
         tensor.allow_ragged_batch = -1 in tensor.dims
     _write_empty(directory, config, output_shapes(config.output, ensemble))
 
