@@ -107,7 +107,7 @@ def load(config: str, place: str, device: int) -> Any:
     assert config.startswith('{"max_batch_size":4')
     assert place == "/nowhere"
     placed.append(device)
-    return SimpleNamespace(execute=execute, settle=settle, finalize=lambda: None)
+    return SimpleNamespace(execute=execute, settle=settle, finalize=lambda: None, inner=False)
 
 
 def settle() -> None:
