@@ -364,7 +364,7 @@ typedef struct Instance {
  * many requests have arrived as it has answered, for LINGER_NS at most, yielding the core to other threads. It does
  * so after instances whose `hope` is above 0, where lingering has mostly paid off, and one time in PROBE after the
  * others. */
-enum { PATIENCE = 16, LINGER_NS = 250000, PROBE = 64, MOST_HOPE = 16 };
+enum { PATIENCE = 16, LINGER_NS = 500000, PROBE = 64, MOST_HOPE = 16 };
 static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
 static Instance *instances, *turn[2]; /* all; and where the next search starts (NULL: at the first), [1] for inner ones */
 static uint32_t runners, most_runners, spares;
