@@ -341,7 +341,8 @@ typedef struct Instance {
   bool batched;     /* Triton batches its requests, under limits that the configuration sets */
   uint32_t hope;    /* saturating counter: +1 when lingering after this instance paid off, -1 when it did not */
   uint32_t tired;   /* how often `hope` was 0 when a thread could have lingered */
-  uint32_t awaited; /* the value of `arrivals` that ends the lingering */
+  uint32_t answered; /* requests of the latest batch */
+  uint32_t awaited;  /* the value of `arrivals` that ends the lingering */
   struct Instance* next;
 } Instance;
 
@@ -361,16 +362,18 @@ typedef struct Instance {
  * waited for it. Triton delivers that in another thread about 50 us later. A runner that began another batch
  * meanwhile would split what ran together. One that stopped would move the work to another thread, and with it
  * Python's working set to another core's caches, and let the processor fall asleep. So a runner lingers until as
- * many requests have arrived as it has answered, for LINGER_NS at most, yielding the core to other threads. It does
- * so after instances whose `hope` is above 0, where lingering has mostly paid off, and one time in PROBE after the
- * others. */
-enum { PATIENCE = 16, LINGER_NS = 500000, PROBE = 64, MOST_HOPE = 16 };
+ * many requests have arrived as it has answered, for LINGER_NS at most, yielding the core to other threads. Where it
+ * has answered more than MANY, others keep the cores awake, and it sleeps meanwhile. It does so after instances whose
+ * `hope` is above 0, where lingering has mostly paid off, and one time in PROBE after the others. */
+enum { PATIENCE = 16, LINGER_NS = 500000, PROBE = 64, MOST_HOPE = 16, MANY = 8 };
 static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
 static Instance *instances, *turn[2]; /* all; and where the next search starts (NULL: at the first), [1] for inner ones */
 static uint32_t runners, most_runners, spares;
 static uint32_t handed_over;      /* runners that no spare thread has replaced yet */
 static _Atomic uint32_t arrivals; /* how many requests were enqueued so far */
 static pthread_cond_t spare_wanted = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t enough = PTHREAD_COND_INITIALIZER;
+static uint32_t sleepers, slept_for; /* runners that wait for `enough`, and the value of `arrivals` that the latest awaits */
 
 /* Return the number that follows a key in a configuration (JSON), or 0. */
 static uint64_t number_at(const char* json, size_t size, const char* key)
@@ -916,6 +919,7 @@ static TRITONSERVER_Error* put_down(Instance* instance, TRITONBACKEND_Request** 
     *instance->last = first;
     instance->last = last;
     arrivals += count;
+    if (sleepers > 0 && (int32_t)(arrivals - slept_for) >= 0) pthread_cond_broadcast(&enough);
   }
   bool free_turn = runners < most_runners;
   runners += free_turn;
@@ -957,9 +961,17 @@ static void linger(const Instance* before)
   if (ran == NULL || (ran->hope == 0 && ++ran->tired % PROBE != 0)) return;
   uint32_t awaited = ran->awaited;
   uint64_t end = now_ns() + LINGER_NS;
-  pthread_mutex_unlock(&turns);
-  while ((int32_t)(arrivals - awaited) < 0 && now_ns() < end) sched_yield();
-  pthread_mutex_lock(&turns);
+  if (ran->answered > MANY) {
+    struct timespec until = {(time_t)(end / 1000000000u), (long)(end % 1000000000u)};
+    slept_for = awaited;
+    ++sleepers;
+    while ((int32_t)(arrivals - awaited) < 0 && pthread_cond_clockwait(&enough, &turns, CLOCK_MONOTONIC, &until) == 0) continue;
+    --sleepers;
+  } else {
+    pthread_mutex_unlock(&turns);
+    while ((int32_t)(arrivals - awaited) < 0 && now_ns() < end) sched_yield();
+    pthread_mutex_lock(&turns);
+  }
   ran = still_there(before);
   if (ran == NULL) return;
   if ((int32_t)(arrivals - awaited) < 0)
@@ -1064,8 +1076,9 @@ static void answer(Instance* instance, Call* batch)
   enter_python();
   Objects objects = run(instance, batch, &compute_begin, &compute_end);
   leave_python();
-  instance->awaited = arrivals;
-  for (Call* call = batch; call != NULL; call = call->next) ++instance->awaited;
+  instance->answered = 0;
+  for (Call* call = batch; call != NULL; call = call->next) ++instance->answered;
+  instance->awaited = arrivals + instance->answered;
   /* Without the GIL: sending is Triton's work, and another instance may compute meanwhile. */
   for (Call* call = batch; call != NULL; call = call->next)
     if (call->response != NULL)
