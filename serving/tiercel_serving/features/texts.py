@@ -8,6 +8,7 @@ stays as it is.
 from __future__ import annotations
 
 import codecs
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
 from operator import itemgetter
@@ -32,9 +33,9 @@ CHANGES: Mapping[str, Callable[[str], str]] = {
 SURROGATES = "surrogatepass"
 
 
-def decoded(texts: Array) -> tuple[list[str], Iterable[str]]:
-    """Return an object array of ``bytes`` as text, and how the codec treats errors in each of them."""
-    items: list[bytes] = texts.ravel().tolist()
+def decoded(x: Array, valid: Array | None) -> tuple[list[str], Iterable[str]]:
+    """Return an object array of ``bytes`` as text, "" for a null, and how the codec treats errors in each."""
+    items: list[bytes] = (x if valid is None else np.where(valid, x, b"")).ravel().tolist()
     try:
         return list(map(codecs.decode, items, repeat("utf-8"), repeat(SURROGATES))), repeat(SURROGATES)
     except UnicodeDecodeError:
@@ -108,18 +109,16 @@ def _number(text: str) -> float:
         return np.nan
 
 
-class _OfText(Elementwise):
+class _OfText(Elementwise, ABC):
     """Base of the steps that read text; a null's text is ignored."""
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Decode and compute."""
-        known = x if valid is None else np.where(valid, x, b"")
-        texts, _ = decoded(known)
-        return self.compute(texts, known.shape), valid
+        return self.compute(decoded(x, valid)[0], x.shape), valid
 
+    @abstractmethod
     def compute(self, texts: list[str], shape: tuple[int, ...]) -> Array:
         """Return the step's values for the texts, in the given shape."""
-        raise NotImplementedError
 
 
 class TextLength(_OfText):
@@ -142,18 +141,17 @@ class TextParts(_OfText):
         return split_counts(texts, self._separator).reshape(shape)
 
 
-class _TextOfText(Elementwise):
+class _TextOfText(Elementwise, ABC):
     """Base of the steps that turn text into text; a null stays null."""
 
     def apply(self, x: Array, valid: Array | None) -> tuple[Array, Array | None]:
         """Decode, change and encode; bytes that are not valid UTF-8 stay as they are."""
-        known = x if valid is None else np.where(valid, x, b"")
-        texts, errors = decoded(known)
-        return encoded(self.change(texts), known.shape, errors), valid
+        texts, errors = decoded(x, valid)
+        return encoded(self.change(texts), x.shape, errors), valid
 
+    @abstractmethod
     def change(self, texts: list[str]) -> Iterable[str]:
         """Return each text changed."""
-        raise NotImplementedError
 
 
 class TextSlice(_TextOfText):

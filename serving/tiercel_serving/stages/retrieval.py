@@ -138,7 +138,6 @@ class Retrieval:
     def renew(self) -> None:
         """Include added items, exclude withdrawn ones, and evaluate the rules for the current items."""
         self._changed.renew()
-        self._out = self._changed if len(self._changed.out) else None
         named = zip(self._settings.sources, self._opened, strict=True)
         sources = [self._changed.grown(kind.name, source) for kind, source in named]
         self._sources = MergedSources(self._settings, sources, self._pad, self._release.source_failures)
@@ -175,7 +174,7 @@ class Retrieval:
         unsent = self._unsent.holds(arrays, count)
         if unsent and self._unlimited:
             given = None
-            limits = Limits(*users.seen(), arrays["excluded_row"], None, None, None, self._out)
+            limits = Limits(*users.seen(), arrays["excluded_row"], None, None, None, self._changed)
         else:
             given = self._listed.given(arrays) if self._listed.sent(arrays) else None
             limits = self._limits(arrays, users, given)
@@ -270,7 +269,7 @@ class Retrieval:
         if ruled is not None:
             allowed = np.ones((len(counts), self._pad + 1), np.bool_) if asked is None else asked.copy()
             allowed[:, : self._pad] &= ruled
-        return Limits(seen, counts, arrays["excluded_row"], allowed, listed, asked, self._out)
+        return Limits(seen, counts, arrays["excluded_row"], allowed, listed, asked, self._changed)
 
     def _only(self, rows: Rows, given: Flags) -> Flags:
         """Return ``[B, I + 1]``: for users who sent a set, which items are in it; True for all others."""
